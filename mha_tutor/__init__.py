@@ -1,0 +1,34 @@
+"""Multi-head attention in small, readable, verified pieces.
+
+Shapes are written with one letter an axis: B batch, H heads, L query length, S key length,
+E embed_dim, D head_dim. In a boolean mask, True = may attend.
+"""
+
+from mha_tutor.attention import (
+    additive_attention,
+    attention_weights,
+    scaled_dot_product_attention,
+)
+from mha_tutor.devices import available_devices, default_device
+from mha_tutor.heads import head_columns, head_rows, merge_heads, split_heads
+from mha_tutor.masks import causal_mask, combine_masks, padding_mask, sliding_window_mask
+from mha_tutor.multihead import MultiHeadAttention
+from mha_tutor.reference import attention_loop
+
+__all__ = [
+    "MultiHeadAttention",
+    "additive_attention",
+    "attention_loop",
+    "attention_weights",
+    "available_devices",
+    "causal_mask",
+    "combine_masks",
+    "default_device",
+    "head_columns",
+    "head_rows",
+    "merge_heads",
+    "padding_mask",
+    "scaled_dot_product_attention",
+    "sliding_window_mask",
+    "split_heads",
+]
