@@ -8,6 +8,7 @@ or a marker. Masks are boolean, True = may attend. Shape letters: H heads, L que
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -18,6 +19,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
 
 __all__ = [
@@ -149,42 +151,28 @@ def plot_equation(
     """
     if not terms:
         raise ValueError("plot_equation needs at least one term, got none")
-    parts: list[tuple[str | _Block, str | None]] = []
+    parts: list[tuple[str | _Block, float]] = []
+    x = 0.0
     for term in terms:
         if isinstance(term, str):
-            parts.append((term, None))
-        elif isinstance(term, Mapping):
-            options = dict(term)
-            name = options.pop("title", None)
-            parts.append((_Block(options.pop("matrix"), **options), name))
+            half = 0.2 + 0.1 * len(term)
+            parts.append((term, x + half))
+            x += 2 * half + 0.3
         else:
-            parts.append((_Block(term), None))
+            block = _Block(**term) if isinstance(term, Mapping) else _Block(term)
+            left, right, _, _ = block.margins()
+            parts.append((block, x + left))
+            x += left + block.text.shape[1] + right + 0.3
     blocks = [part for part, _ in parts if isinstance(part, _Block)]
     height = max((block.text.shape[0] for block in blocks), default=1)
-    x, gap, places = 0.0, 0.3, []
-    for part, _ in parts:
-        if isinstance(part, str):
-            half = 0.2 + 0.1 * len(part)
-            places.append(x + half)
-            x += 2 * half + gap
-        else:
-            left, right, _, _ = part.margins()
-            places.append(x + left)
-            x += left + part.text.shape[1] + right + gap
-    named = 0.7 if any(name for _, name in parts) else 0
-    above = max((block.margins()[2] for block in blocks), default=0) + named
+    above = max((block.margins()[2] for block in blocks), default=0)
     below = max((block.margins()[3] for block in blocks), default=0)
-    ax = _cell_axes(ax, (0, x - gap), (-above, height + below), title=title)
-    for (part, name), at in zip(parts, places, strict=True):
+    ax = _cell_axes(ax, (0, x - 0.3), (-above, height + below), title=title)
+    for part, at in parts:
         if isinstance(part, str):
-            ax.text(at, height / 2, part, ha="center", va="center", fontsize=15, color=_INK)
-            continue
-        rows, columns = part.text.shape
-        top = (height - rows) / 2
-        part.draw(ax, at, top)
-        if name:
-            y = top - part.margins()[2] - 0.12
-            ax.text(at + columns / 2, y, name, ha="center", va="bottom", fontsize=11, color=_INK)
+            _text(ax, at, height / 2, part, fontsize=15)
+        else:
+            part.draw(ax, at, (height - part.text.shape[0]) / 2)
     return ax
 
 
@@ -233,9 +221,7 @@ def plot_memory(
         part, y = slice(start, start + columns), step * (start // columns)
         _Block(cells[None, part], cell_heads=head[None, part]).draw(ax, 0, y)
         for j, offset in enumerate(place[part] if offsets else ()):
-            ax.text(
-                j + 0.5, y + 1.02, str(offset), ha="center", va="top", fontsize=9, color=_SOFT_INK
-            )
+            _text(ax, j + 0.5, y + 1.02, str(offset), va="top", fontsize=9, color=_SOFT_INK)
     if heads is not None and legend:
         _head_legend(ax, head, head_labels)
     return ax
@@ -392,7 +378,9 @@ def plot_heads(
         if h + columns < heads:
             ax.set(xlabel="")
             ax.tick_params(labelbottom=False)
-    figure.colorbar(axes[0].collections[0], ax=list(axes), label="weight", fraction=0.05)
+    figure.colorbar(
+        axes[0].collections[0], ax=list(axes), label="weight", fraction=0.05, shrink=0.8
+    )
     return axes
 
 
@@ -408,7 +396,7 @@ def plot_mask(
 
     Args:
         mask: (L, S), True = may attend; leading axes of size 1 are dropped, and a mask that only
-            broadcasts, such as (1, S), is drawn at its own size.
+            broadcasts, such as (1, S), is drawn at its own size, its one row labeled "all".
         ax: the Axes to draw on; a new figure without it.
         queries: row labels.
         keys: column labels.
@@ -420,10 +408,13 @@ def plot_mask(
         6
         >>> plt.close(ax.figure)
     """
-    array = _boolean("mask", mask)
+    array = np.atleast_2d(_boolean("mask", mask))
     while array.ndim > 2 and array.shape[0] == 1:
         array = array[0]
     array = _array("mask", array, ndim=(2,), shape="(L, S)")
+    length, width = array.shape
+    queries = ["all"] if queries is None and length == 1 < width else queries
+    keys = ["all"] if keys is None and width == 1 < length else keys
     ax = _grid_axes(ax, array.shape, queries, keys, title)
     _mark_cells(ax, array, _REACHED, "✓")
     _hatch(ax, ~array)
@@ -661,85 +652,90 @@ class _Block:
         row_labels: Any = None,
         column_labels: Any = None,
         head_labels: Any = None,
+        title: str | None = None,
         fmt: str | None = None,
         fontsize: float | None = None,
     ):
         given = {"row_heads": row_heads, "column_heads": column_heads, "cell_heads": cell_heads}
-        names = [name for name, heads in given.items() if heads is not None]
-        if len(names) > 1:
-            raise ValueError(
-                f"row_heads, column_heads and cell_heads exclude each other, got {' and '.join(names)}"
-            )
+        names = " and ".join(name for name, heads in given.items() if heads is not None)
+        if "and" in names:
+            raise ValueError(f"at most one of {', '.join(given)} may be given, got {names}")
         array = _array("matrix", matrix, ndim=(1, 2), shape="(rows,) or (rows, columns)")
         array = array[:, None] if array.ndim == 1 else array
         rows, columns = array.shape
-        self.text = np.array([[_number(value, fmt) for value in row] for row in array])
-        self.by_row, self.by_column = row_heads is not None, column_heads is not None
-        self.marked = cell_heads is not None
         _labels("row_heads", row_heads, rows, "row")
         _labels("column_heads", column_heads, columns, "column")
         by_row = _head_indices("row_heads", row_heads, (rows,))[:, None]
         by_column = _head_indices("column_heads", column_heads, (columns,))
         by_cell = _head_indices("cell_heads", cell_heads, (rows, columns))
         self.heads = np.maximum(np.maximum(by_row, by_column), by_cell)
+        self.marked = cell_heads is not None
+        runs = {h: _head_name(h, head_labels) for h in np.unique(self.heads[self.heads >= 0])}
+        self.row_runs = _runs(by_row[:, 0], runs)
+        self.column_runs = _runs(by_column, runs)
         self.row_labels = _labels("row_labels", row_labels, rows, "row") or []
         self.column_labels = _labels("column_labels", column_labels, columns, "column") or []
-        self.head_names = [_head_name(h, head_labels) for h in range(self.heads.max() + 1)]
-        self.fontsize = fontsize or 10
+        self.title = title
+        self.text = np.array([[_number(value, fmt) for value in row] for row in array])
+        self.fontsize = fontsize or {1: 11, 2: 11, 3: 11, 4: 10}.get(
+            max(map(len, self.text.flat)), 9
+        )
 
     def margins(self) -> tuple[float, float, float, float]:
         """Room for labels at the left, right, top and bottom, in cells (a letter takes 0.17)."""
         left = 0.3 + 0.17 * max(map(len, self.row_labels)) if self.row_labels else 0.0
-        longest = max(map(len, self.head_names), default=0)
-        right = 0.4 + 0.17 * longest if self.by_row and longest else 0.0
-        above = 0.5 if self.column_labels else 0.0
-        below = 0.7 if self.by_column and longest else 0.0
-        return left, right, above, below
+        right = 0.4 + 0.17 * max(len(run[0]) for run in self.row_runs) if self.row_runs else 0.0
+        above = (0.5 if self.column_labels else 0.0) + (0.7 if self.title else 0.0)
+        return left, right, above, 0.7 if self.column_runs else 0.0
 
     def draw(self, ax: Axes, x: float, y: float) -> None:
         rows, columns = self.text.shape
         for i, j in np.ndindex(rows, columns):
             head = self.heads[i, j]
             face, edge = _cell_colors(head)
-            ax.add_patch(
-                Rectangle(
-                    (x + j + 0.05, y + i + 0.05), 0.9, 0.9, facecolor=face, edgecolor=edge, lw=1.5
-                )
-            )
-            ax.text(
-                *(x + j + 0.5, y + i + 0.5, self.text[i, j]),
-                **{"ha": "center", "va": "center", "fontsize": self.fontsize, "color": _INK},
-            )
+            corner = (x + j + 0.05, y + i + 0.05)
+            ax.add_patch(Rectangle(corner, 0.9, 0.9, facecolor=face, edgecolor=edge, linewidth=1.5))
+            _text(ax, x + j + 0.5, y + i + 0.52, self.text[i, j], fontsize=self.fontsize)
             if self.marked and head >= 0:
                 ax.plot(x + j + 0.2, y + i + 0.2, HEAD_MARKERS[head], color=edge, markersize=4)
         for i, label in enumerate(self.row_labels):
-            ax.text(x - 0.15, y + i + 0.5, label, ha="right", va="center", fontsize=10, color=_INK)
+            _text(ax, x - 0.15, y + i + 0.5, label, ha="right")
         for j, label in enumerate(self.column_labels):
-            ax.text(x + j + 0.5, y - 0.1, label, ha="center", va="bottom", fontsize=10, color=_INK)
-        if self.by_row:
-            for head, start, stop in _runs(self.heads[:, 0]):
-                at = x + columns + 0.15
-                ax.plot([at, at], [y + start + 0.1, y + stop - 0.1], color=head_color(head), lw=4)
-                ax.text(
-                    *(at + 0.15, y + (start + stop) / 2, self.head_names[head]),
-                    **{"ha": "left", "va": "center", "fontsize": 10, "color": _INK},
-                )
-        if self.by_column:
-            for head, start, stop in _runs(self.heads[0]):
-                at = y + rows + 0.15
-                ax.plot([x + start + 0.1, x + stop - 0.1], [at, at], color=head_color(head), lw=4)
-                ax.text(
-                    *(x + (start + stop) / 2, at + 0.12, self.head_names[head]),
-                    **{"ha": "center", "va": "top", "fontsize": 10, "color": _INK},
-                )
+            _text(ax, x + j + 0.5, y - 0.1, label, va="bottom")
+        for name, color, start, stop in self.row_runs:
+            at = x + columns + 0.15
+            ax.plot([at, at], [y + start + 0.1, y + stop - 0.1], color=color, linewidth=4)
+            _text(ax, at + 0.15, y + (start + stop) / 2, name, ha="left")
+        for name, color, start, stop in self.column_runs:
+            at = y + rows + 0.15
+            ax.plot([x + start + 0.1, x + stop - 0.1], [at, at], color=color, linewidth=4)
+            _text(ax, x + (start + stop) / 2, at + 0.12, name, va="top")
+        if self.title:
+            above = 0.62 if self.column_labels else 0.12
+            _text(ax, x + columns / 2, y - above, self.title, va="bottom", fontsize=11)
+
+
+def _text(ax: Axes, x: float, y: float, text: str, **style: Any) -> None:
+    style = {"ha": "center", "va": "center", "fontsize": 10, "color": _INK} | style
+    ax.text(x, y, text, **style)
 
 
 def _head_name(head: int, head_labels: Sequence[str] | None) -> str:
     if head_labels is None:
         return f"head {head}"
     if head >= len(head_labels):
-        raise ValueError(f"head_labels must name head {head}, got {len(head_labels)} labels")
+        raise ValueError(f"head_labels must name head {head} too, got {len(head_labels)} labels")
     return str(head_labels[head])
+
+
+def _runs(heads: np.ndarray, names: Mapping[int, str]) -> list[tuple[str, str, int, int]]:
+    """Find the runs of equal heads as (name, color, start, stop), where there is a name."""
+    cuts = [0, *(np.flatnonzero(np.diff(heads)) + 1).tolist(), len(heads)]
+    return [
+        (names[heads[start]], head_color(heads[start]), start, stop)
+        for start, stop in pairwise(cuts)
+        if names.get(heads[start])
+    ]
 
 
 def _number(value: Any, fmt: str | None) -> str:
@@ -747,7 +743,7 @@ def _number(value: Any, fmt: str | None) -> str:
         return str(value)
     if fmt is None:
         fmt = "" if isinstance(value, np.integer | np.bool_) else ".3g"
-    text = format(value, fmt)
+    text = format(value, fmt).replace("nan", "NaN")
     return text.lstrip("-") if not text.strip("-0.") else text  # no "-0.0"
 
 
@@ -757,13 +753,6 @@ def _cell_colors(head: int) -> tuple[Any, Any]:
         return _NEUTRAL_FACE, _NEUTRAL_EDGE
     color = to_rgb(head_color(head))
     return tuple(0.78 + 0.22 * channel for channel in color), color
-
-
-def _runs(heads: np.ndarray) -> list[tuple[int, int, int]]:
-    """Runs of equal heads as (head, start, stop), neutral ones left out."""
-    cuts = [0, *(np.flatnonzero(np.diff(heads)) + 1).tolist(), len(heads)]
-    runs = [(int(heads[a]), a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-    return [run for run in runs if run[0] >= 0]
 
 
 def _axes(ax: Axes | None, width: float, height: float) -> Axes:
@@ -781,8 +770,8 @@ def _set_title(ax: Axes, title: str | None) -> None:
 def _cell_axes(
     ax: Axes | None, x: tuple[float, float], y: tuple[float, float], *, title: str | None
 ) -> Axes:
-    """An Axes without frame, one data unit a cell, y downward."""
-    cell = min(0.5, (_MAX_WIDTH - 0.2) / (x[1] - x[0]))
+    """Prepare Axes without a frame, one data unit a cell, y downward."""
+    cell = min(0.46, (_MAX_WIDTH - 0.2) / (x[1] - x[0]))
     height = cell * (y[1] - y[0]) + 0.15 + (0.3 if title else 0)
     ax = _axes(ax, cell * (x[1] - x[0]) + 0.2, height)
     ax.set(xlim=(x[0] - 0.05, x[1] + 0.05), ylim=(y[1] + 0.05, y[0] - 0.05), aspect="equal")
@@ -801,17 +790,17 @@ def _grid_axes(
     axis_labels: tuple[str, str] = ("query", "key"),
     colorbar: bool = False,
 ) -> Axes:
-    """An Axes for an (L, S) picture: cell (i, j) fills [j, j + 1] × [i, i + 1], y downward."""
+    """Prepare Axes for an (L, S) picture: cell (i, j) fills [j, j + 1] × [i, i + 1], y downward."""
     length, width = shape
     queries = _labels("queries", queries, length, "row")
     keys = _labels("keys", keys, width, "column")
-    cell = min(0.55, 5.2 / max(shape))
-    extra = 0.9 + (1.0 if colorbar else 0)
-    ax = _axes(ax, cell * width + extra, cell * length + 0.8 + (0.3 if title else 0))
+    cell = min(0.5, 5.2 / max(shape))
+    size = (cell * width + (1.9 if colorbar else 0.9), cell * length + (1.0 if title else 0.7))
+    ax = _axes(ax, *size)
     ax.set(xlim=(0, width), ylim=(length, 0), aspect="equal")
     for axis, labels, count in ((ax.yaxis, queries, length), (ax.xaxis, keys, width)):
         if labels is None and count > 16:
-            axis.set_major_locator(MaxNLocator(8, integer=True))
+            axis.set_major_locator(MaxNLocator(4, integer=True))
         else:
             axis.set_ticks(np.arange(count) + 0.5, labels or [str(i) for i in range(count)])
     if keys is not None and max(map(len, keys)) * 0.09 > cell:
@@ -832,18 +821,13 @@ def _heat(
     lines = {"edgecolors": "white", "linewidth": 1} if max(array.shape) <= 20 else {}
     mesh = ax.pcolormesh(shown, cmap=cmap, norm=norm, **lines)
     _hatch(ax, ~seen)
+    box = ax.get_window_extent()
+    points = min(box.width / array.shape[1], box.height / array.shape[0]) * 72 / ax.figure.dpi
     for i, j in np.argwhere(seen) if fmt is not None else ():
-        red, green, blue, _ = mesh.cmap(norm(array[i, j]))
-        bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 or np.isnan(array[i, j])
-        ax.text(
-            *(j + 0.5, i + 0.5, _number(array[i, j], fmt)),
-            **{
-                "ha": "center",
-                "va": "center",
-                "fontsize": 10,
-                "color": _INK if bright else "white",
-            },
-        )
+        value = array[i, j]
+        light = np.isnan(value) or np.dot(mesh.cmap(norm(value))[:3], (0.299, 0.587, 0.114)) > 0.5
+        style = {"fontsize": 10 if points > 30 else 9, "color": _INK if light else "white"}
+        _text(ax, j + 0.5, i + 0.5, _number(value, fmt), **style)
 
 
 def _squares(where: np.ndarray) -> list[Rectangle]:
@@ -861,51 +845,42 @@ def _mark_cells(ax: Axes, where: np.ndarray, color: str, symbol: str) -> None:
     if where.any():
         ax.add_collection(PatchCollection(_squares(where), facecolor=color, edgecolor="white"))
     for i, j in np.argwhere(where):
-        ax.text(j + 0.5, i + 0.5, symbol, ha="center", va="center", fontsize=11, color=_INK)
+        _text(ax, j + 0.5, i + 0.5, symbol, fontsize=11)
 
 
 def _mark_title(ax: Axes, head: int) -> None:
     """Put the head's marker before the title and its color around the panel."""
-    ax.annotate(
-        *(_GLYPHS[head], (0, 0.5), (-4, 0)),
-        **{"xycoords": ax.title, "textcoords": "offset points", "ha": "right", "va": "center"},
-        **{"fontsize": 11, "color": head_color(head)},
-    )
+    place = {"xycoords": ax.title, "textcoords": "offset points", "ha": "right", "va": "center"}
+    style = {"fontsize": 11, "color": head_color(head)}
+    ax.annotate(_GLYPHS[head], (0, 0.5), xytext=(-4, 0), **place, **style)
     ax.spines[:].set(visible=True, color=head_color(head), linewidth=2)
 
 
 def _legend_below(ax: Axes, handles: list[Any], *, columns: int) -> None:
-    at = -0.02 if not ax.axison else -0.02 - 0.5 / (0.55 * max(abs(np.diff(ax.get_ylim())[0]), 1))
-    ax.legend(
-        handles=handles,
-        **{"loc": "upper center", "bbox_to_anchor": (0.5, at), "ncols": columns},
-        **{"frameon": False, "fontsize": 10, "labelcolor": _INK, "handlelength": 1.2},
-    )
+    """Put a legend under the Axes, clear of tick labels and axis label."""
+    down = ScaledTranslation(0, -38 / 72 if ax.axison else 0, ax.figure.dpi_scale_trans)
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 0.2}
+    style = {"frameon": False, "fontsize": 10, "labelcolor": _INK, "handlelength": 1.2}
+    ax.legend(handles=handles, bbox_transform=ax.transAxes + down, ncols=columns, **place, **style)
 
 
 def _head_legend(ax: Axes, heads: np.ndarray, head_labels: Sequence[str] | None) -> None:
-    present = [int(head) for head in np.unique(heads) if head >= 0]
-    handles = [
-        Line2D(
-            *([], []),
-            **{"linestyle": "", "marker": HEAD_MARKERS[head], "color": head_color(head)},
-            label=_head_name(head, head_labels),
-        )
-        for head in present
-    ]
+    handles = []
+    for head in np.unique(heads[heads >= 0]):
+        style = {"linestyle": "", "marker": HEAD_MARKERS[head], "color": head_color(head)}
+        handles.append(Line2D([], [], label=_head_name(head, head_labels), **style))
     if handles:
         _legend_below(ax, handles, columns=len(handles))
 
 
 def _label_ends(ax: Axes, ends: list[tuple[str, float, float]]) -> None:
     """Name curves at their last points, moved apart where they would overlap."""
+    ax.autoscale_view()
     height = ax.get_window_extent().height * 72 / ax.figure.dpi  # points
     to_axes = ax.transData + ax.transAxes.inverted()
-    placed = -np.inf
     spots = sorted((to_axes.transform((x, y))[1] * height, label, x, y) for label, x, y in ends)
+    style = {"textcoords": "offset points", "va": "center", "fontsize": 10, "color": _INK}
+    placed = -np.inf
     for at, label, x, y in spots:
-        placed = max(at, placed + 13)
-        ax.annotate(
-            *(label, (x, y), (9, placed - at)),
-            **{"textcoords": "offset points", "va": "center", "fontsize": 10, "color": _INK},
-        )
+        placed = max(at, placed + 14)
+        ax.annotate(label, (x, y), xytext=(9, placed - at), **style)
