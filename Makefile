@@ -1,0 +1,88 @@
+# `make help` lists the targets. Two matter to a reader: `make book` and `make test`.
+
+PYTHON ?= python3
+PORT   ?= 8000
+JOBS   ?= 2
+OUT    ?= _build/screenshots
+
+VENV      := .venv
+BIN       := $(VENV)/bin
+READY     := $(VENV)/.ready
+NOTEBOOKS := $(sort $(wildcard book/*.ipynb))
+NBVAL     := -m pytest --nbval --nbval-current-env
+
+.DEFAULT_GOAL := help
+.PHONY: help venv book serve test lint test-package test-notebooks test-site test-gpu \
+        notebooks screenshots repository bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(READY) ## set up .venv with everything that building and testing needs
+
+$(READY): requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "This needs Python 3.11 or newer; '$(PYTHON)' is `$(PYTHON) --version 2>&1`." \
+	       "Name another one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "== Setting up $(VENV); the first time this takes a minute or more"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+book: $(READY) ## build the site into _build/html
+	@echo "== Building the site"
+	$(BIN)/jupyter-book build . --all -W -n --keep-going
+	@echo
+	@echo "The book is built. Open file://$(CURDIR)/_build/html/index.html or run: make serve"
+
+serve: book ## build the site and serve it on this machine
+	@echo "== http://127.0.0.1:$(PORT)/ (Ctrl-C stops it)"
+	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+test: $(READY) ## run everything: lint, package, notebooks, site
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory test-package
+	@$(MAKE) --no-print-directory test-notebooks
+	@$(MAKE) --no-print-directory test-site
+	@echo "== Everything passed"
+
+lint: $(READY) ## check style and format, notebooks too
+	@echo "== Lint"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test-package: $(READY) ## test the package, its doctests and the notebooks as files
+	@echo "== Package"
+	$(BIN)/python -m pytest -n $(JOBS) --ignore=tests/site
+
+test-notebooks: $(READY) ## run every notebook and compare it with its stored outputs
+	@echo "== Notebooks"
+	@test -n "$(NOTEBOOKS)" || { echo "no notebook in book/" >&2; exit 1; }
+	$(BIN)/python $(NBVAL) -n $(JOBS) --dist loadfile $(NOTEBOOKS)
+
+test-site: book ## build the site and read it in a headless Chromium
+	@echo "== Site"
+	$(BIN)/python -m pytest tests/site
+
+test-gpu: ## test on CUDA, in the environment of PYTHON= as it is; fails without CUDA
+	@echo "== CUDA"
+	MHA_TUTOR_REQUIRE_GPU=1 $(PYTHON) -m pytest -m gpu --ignore=tests/site
+	@if $(PYTHON) -c 'import nbval' 2>/dev/null; then \
+	  echo "== Notebooks on CUDA"; MHA_TUTOR_DEVICE=cuda $(PYTHON) $(NBVAL) $(NOTEBOOKS); \
+	else echo "nbval is not installed for $(PYTHON): the notebooks were not run on CUDA"; fi
+
+notebooks: $(READY) ## run every notebook again, in place, with normalized metadata
+	@echo "== Running the notebooks"
+	$(BIN)/jupyter nbconvert --config tools/nbconvert_config.py $(NOTEBOOKS)
+
+screenshots: book ## picture every page (desktop and phone, light and dark) into OUT=
+	$(BIN)/python tools/screenshots.py $(OUT)
+
+repository: $(READY) ## make URL= the project's home, everywhere it is said
+	$(BIN)/python tools/repository.py "$(URL)"
+
+bench: $(READY) ## measure the layer against its parts; prints a table of ratios
+	$(BIN)/python -m mha_tutor.benchmark
+
+clean: ## remove what was built, .venv included
+	rm -rf $(VENV) _build

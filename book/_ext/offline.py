@@ -1,0 +1,17 @@
+"""Keep the built pages from loading anything that is not beside them.
+
+Jupyter Book always enables sphinx-thebe, whose scripts come from a CDN. This book has no live
+cells, so they are left out.
+"""
+
+LISTENERS = {"init_thebe_core", "update_thebe_context"}
+
+
+def setup(app):
+    app.setup_extension("sphinx_thebe")
+    for event in ("env-before-read-docs", "doctree-resolved"):
+        for listener in list(app.events.listeners[event]):
+            handler = listener.handler
+            if handler.__module__ == "sphinx_thebe" and handler.__name__ in LISTENERS:
+                app.disconnect(listener.id)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

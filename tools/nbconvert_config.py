@@ -1,0 +1,27 @@
+"""How `make notebooks` re-executes the book: settings of `jupyter nbconvert`, no code of our own.
+
+A second run leaves every file as it was: no timing is recorded, metadata is reduced to what the
+book uses, and an error shown on purpose is stored as its last line (a full traceback would hold
+the paths of whoever ran it).
+"""
+
+c = get_config()  # noqa: F821 - traitlets provides it
+
+c.NbConvertApp.export_format = "notebook"
+c.FilesWriter.build_directory = ""  # in place, with use_output_suffix below
+c.NbConvertApp.use_output_suffix = False
+
+c.CoalesceStreamsPreprocessor.enabled = True
+
+c.ExecutePreprocessor.enabled = True
+c.ExecutePreprocessor.record_timing = False
+c.ExecutePreprocessor.timeout = 600
+c.ExecutePreprocessor.extra_arguments = [
+    "--InteractiveShell.xmode=Minimal",
+    "--InteractiveShell.colors=nocolor",
+    "--IPKernelApp.log_level=ERROR",
+]
+
+c.ClearMetadataPreprocessor.enabled = True
+c.ClearMetadataPreprocessor.preserve_nb_metadata_mask = {"kernelspec", ("language_info", "name")}
+c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {"tags", "mystnb"}
