@@ -16,9 +16,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import Normalize, to_rgb
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
 
@@ -123,10 +122,10 @@ def plot_cells(
     )
     left, right, above, below = block.margins()
     rows, columns = block.text.shape
-    ax = _cell_axes(ax, (-left, columns + right), (-above, rows + below), title=title)
+    names = _head_names(block.heads, head_labels) if block.marked and legend else {}
+    x, y = (-left, columns + right), (-above, rows + below)
+    ax = _cell_axes(ax, x, y, title=title, legend=names)
     block.draw(ax, 0, 0)
-    if cell_heads is not None and legend:
-        _head_legend(ax, block.heads, head_labels)
     return ax
 
 
@@ -159,7 +158,10 @@ def plot_equation(
             parts.append((term, x + half))
             x += 2 * half + 0.3
         else:
-            block = _Block(**term) if isinstance(term, Mapping) else _Block(term)
+            options = dict(term) if isinstance(term, Mapping) else {"matrix": term}
+            if "matrix" not in options:
+                raise ValueError(f'a term must have the key "matrix", got {sorted(options)}')
+            block = _Block(**options)
             left, right, _, _ = block.margins()
             parts.append((block, x + left))
             x += left + block.text.shape[1] + right + 0.3
@@ -216,14 +218,13 @@ def plot_memory(
     cells = array.ravel()[first]
     columns, step = min(per_row, len(cells)), 1.6 if offsets else 1.15
     height = step * (-(-len(cells) // columns) - 1) + (1.4 if offsets else 1)
-    ax = _cell_axes(ax, (0, columns), (0, height), title=title)
+    names = _head_names(head, head_labels) if legend else {}
+    ax = _cell_axes(ax, (0, columns), (0, height), title=title, legend=names)
     for start in range(0, len(cells), columns):
         part, y = slice(start, start + columns), step * (start // columns)
         _Block(cells[None, part], cell_heads=head[None, part]).draw(ax, 0, y)
         for j, offset in enumerate(place[part] if offsets else ()):
             _text(ax, j + 0.5, y + 1.02, str(offset), va="top", fontsize=9, color=_SOFT_INK)
-    if heads is not None and legend:
-        _head_legend(ax, head, head_labels)
     return ax
 
 
@@ -260,7 +261,7 @@ def plot_scores(
         (-2.0, 2.0)
         >>> plt.close(ax.figure)
     """
-    array = _real_matrix("scores", scores)
+    array = _numbers("scores", scores, 2, "(L, S)")
     seen = _allowed(mask, array.shape) & ~np.isneginf(array)
     if limit is None:
         finite = np.abs(array[seen & np.isfinite(array)])
@@ -313,7 +314,7 @@ def plot_weights(
         ['1.00', '0.50', '0.50']
         >>> plt.close(ax.figure)
     """
-    array = _check_weights(_real_matrix("weights", weights))
+    array = _check_weights(_numbers("weights", weights, 2, "(L, S)"))
     allowed = _allowed(mask, array.shape)
     ax = _grid_axes(ax, array.shape, queries, keys, title, colorbar=colorbar)
     leak = ~allowed & (array > 0)
@@ -352,14 +353,14 @@ def plot_heads(
         ['head 0', 'head 1', 'head 2']
         >>> plt.close(axes[0].figure)
     """
-    array = _array("weights", weights, ndim=(3,), shape="(H, L, S)")
+    array = _check_weights(_numbers("weights", weights, 3, "(H, L, S)"))
     heads, length, width = array.shape
     allowed = _allowed(mask, array.shape)
     names = _labels("titles", titles, heads, "head") or [f"head {h}" for h in range(heads)]
     columns = min(heads, 4)
     rows = -(-heads // columns)
-    panel = min((_MAX_WIDTH - 1.2) / columns, max(1.3, 0.5 * width))
-    size = (panel * columns + 1.2, rows * (panel * max(length / width, 0.4) + 0.5) + 0.4)
+    panel = min((_MAX_WIDTH - 1.6) / columns, max(1.3, 0.5 * width))
+    size = (panel * columns + 1.6, rows * (panel * length / width + 0.4) + 0.5)
     figure, grid = plt.subplots(
         rows, columns, figsize=size, layout="constrained", facecolor="white", squeeze=False
     )
@@ -456,7 +457,8 @@ def plot_reach(
     ]
     if allowed is None:
         classes = [classes[0], (~array, _MASKED_FACE, "·", "not reached", array.size)]
-    ax = _grid_axes(ax, array.shape, None, None, title, axis_labels=("output token", "input token"))
+    room, names = 0.2 * len(classes) if legend else 0, ("output token", "input token")
+    ax = _grid_axes(ax, array.shape, None, None, title, axis_labels=names, legend=room)
     for where, color, symbol, _, _ in classes:
         _mark_cells(ax, where, color, symbol)
     if legend:
@@ -468,7 +470,10 @@ def plot_reach(
             )
             for where, color, symbol, name, total in classes
         ]
-        _legend_below(ax, handles, columns=1)
+        down = ScaledTranslation(0, -32 / 72, ax.figure.dpi_scale_trans)  # clear of the labels
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 0}
+        style = {"frameon": False, "fontsize": 10, "labelcolor": _INK, "handlelength": 1.2}
+        ax.legend(handles=handles, bbox_transform=ax.transAxes + down, **place, **style)
     return ax
 
 
@@ -503,28 +508,31 @@ def plot_curves(
         ['a']
         >>> plt.close(ax.figure)
     """
-    x = _array("x", x, ndim=(1,), shape="(N,)").astype(float)
+    x = _numbers("x", x, 1, "(N,)")
     if not 1 <= len(curves) <= len(_CURVE_COLORS):
         raise ValueError(f"curves must hold 1 to {len(_CURVE_COLORS)} curves, got {len(curves)}")
     colors = _labels("colors", colors, len(curves), "curve") or _CURVE_COLORS
-    ax = _axes(ax, 5.2, 3.4)
     for name, scale in (("xscale", xscale), ("yscale", yscale)):
         if scale not in ("linear", "log", "log2"):
             raise ValueError(f'{name} must be "linear", "log" or "log2", got {scale!r}')
-        base = {"base": 2 if scale == "log2" else 10} if scale != "linear" else {}
-        getattr(ax, f"set_{name}")(scale[:6].removesuffix("2"), **base)
-    if xscale == "log2":
-        ax.set_xticks(x, [f"{value:g}" for value in x])
-        ax.xaxis.set_minor_locator(NullLocator())
-    ends = []
-    for i, (label, values) in enumerate(curves.items()):
-        y = _array(f"curves[{label!r}]", values, ndim=(1,), shape="(N,)").astype(float)
+    lines = {label: _numbers(f"curves[{label!r}]", y, 1, "(N,)") for label, y in curves.items()}
+    for label, y in lines.items():
         if y.shape != x.shape:
             raise ValueError(
                 f"curves[{label!r}] must have one value for each x ({len(x)}), got {len(y)}"
             )
-        style = {"linestyle": _CURVE_STYLES[i], "marker": _CURVE_MARKERS[i]}
-        ax.plot(x, y, color=colors[i], label=label, linewidth=1.8, markersize=6, **style)
+    ax = _axes(ax, 5.2, 3.4)
+    for set_scale, scale in ((ax.set_xscale, xscale), (ax.set_yscale, yscale)):
+        options = {"linear": {}, "log": {"base": 10}, "log2": {"base": 2}}[scale]
+        set_scale("log" if options else "linear", **options)
+    if xscale == "log2":
+        ax.set_xticks(x, [f"{value:g}" for value in x])
+        ax.xaxis.set_minor_locator(NullLocator())
+    ends = []
+    looks = zip(colors, _CURVE_STYLES, _CURVE_MARKERS, strict=False)
+    for (label, y), (color, line, marker) in zip(lines.items(), looks, strict=False):
+        style = {"color": color, "linestyle": line, "linewidth": 1.8}
+        ax.plot(x, y, label=label, marker=marker, markersize=6, **style)
         finite = np.flatnonzero(np.isfinite(y))
         if len(finite):
             ends.append((label, x[finite[-1]], y[finite[-1]]))
@@ -561,8 +569,8 @@ def _array(
     return array
 
 
-def _real_matrix(name: str, value: Any) -> np.ndarray:
-    array = _array(name, value, ndim=(2,), shape="(L, S)")
+def _numbers(name: str, value: Any, ndim: int, shape: str) -> np.ndarray:
+    array = _array(name, value, ndim=(ndim,), shape=shape)
     if array.dtype.kind == "U":
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     return array.astype(float)
@@ -601,6 +609,8 @@ def _allowed(mask: Any, shape: tuple[int, ...], *, name: str = "mask") -> np.nda
 def _labels(name: str, labels: Any, count: int, what: str) -> list[str] | None:
     if labels is None:
         return None
+    if not hasattr(labels, "__len__"):
+        raise TypeError(f"{name} must be a sequence, got {type(labels).__name__}")
     if len(labels) != count:
         raise ValueError(f"{name} must have one entry for each {what} ({count}), got {len(labels)}")
     return [str(label) for label in labels]
@@ -610,9 +620,13 @@ def _head_indices(name: str, heads: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Head indices of `shape`, -1 for neutral; each has a color."""
     if heads is None:
         return np.full(shape, -1)
-    if isinstance(heads, Sequence):
-        heads = [-1 if head is None else head for head in heads]
-    array = _array(name, heads)
+
+    def neutral(head: Any) -> Any:
+        if isinstance(head, list | tuple):
+            return [neutral(h) for h in head]
+        return -1 if head is None else head
+
+    array = _array(name, neutral(heads))
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold head indices (whole numbers), got dtype {array.dtype}")
     for head in np.unique(array[array != -1]):
@@ -670,9 +684,9 @@ class _Block:
         by_cell = _head_indices("cell_heads", cell_heads, (rows, columns))
         self.heads = np.maximum(np.maximum(by_row, by_column), by_cell)
         self.marked = cell_heads is not None
-        runs = {h: _head_name(h, head_labels) for h in np.unique(self.heads[self.heads >= 0])}
-        self.row_runs = _runs(by_row[:, 0], runs)
-        self.column_runs = _runs(by_column, runs)
+        names = _head_names(self.heads, head_labels)
+        self.row_runs = _runs(by_row[:, 0], names)
+        self.column_runs = _runs(by_column, names)
         self.row_labels = _labels("row_labels", row_labels, rows, "row") or []
         self.column_labels = _labels("column_labels", column_labels, columns, "column") or []
         self.title = title
@@ -720,12 +734,16 @@ def _text(ax: Axes, x: float, y: float, text: str, **style: Any) -> None:
     ax.text(x, y, text, **style)
 
 
-def _head_name(head: int, head_labels: Sequence[str] | None) -> str:
+def _head_names(heads: np.ndarray, head_labels: Sequence[str] | None) -> dict[int, str]:
+    """Name the heads that occur."""
+    present = [int(head) for head in np.unique(heads) if head >= 0]
     if head_labels is None:
-        return f"head {head}"
-    if head >= len(head_labels):
-        raise ValueError(f"head_labels must name head {head} too, got {len(head_labels)} labels")
-    return str(head_labels[head])
+        return {head: f"head {head}" for head in present}
+    if present and present[-1] >= len(head_labels):
+        raise ValueError(
+            f"head_labels must name head {present[-1]} too, got {len(head_labels)} labels"
+        )
+    return {head: str(head_labels[head]) for head in present}
 
 
 def _runs(heads: np.ndarray, names: Mapping[int, str]) -> list[tuple[str, str, int, int]]:
@@ -758,8 +776,16 @@ def _cell_colors(head: int) -> tuple[Any, Any]:
 def _axes(ax: Axes | None, width: float, height: float) -> Axes:
     """Return `ax`, or the Axes of a new figure of that size in inches, white in dark mode too."""
     if ax is not None:
+        if not isinstance(ax, Axes):
+            raise TypeError(f"ax must be one matplotlib Axes, got {type(ax).__name__}")
         return ax
     return plt.subplots(figsize=(width, height), layout="constrained", facecolor="white")[1]
+
+
+def _cell_points(ax: Axes, shape: tuple[int, ...]) -> float:
+    """Estimate the size of a cell before the layout is made."""
+    box = ax.get_window_extent()
+    return min(box.width / shape[1], box.height / shape[0]) * 72 / ax.figure.dpi
 
 
 def _set_title(ax: Axes, title: str | None) -> None:
@@ -768,15 +794,30 @@ def _set_title(ax: Axes, title: str | None) -> None:
 
 
 def _cell_axes(
-    ax: Axes | None, x: tuple[float, float], y: tuple[float, float], *, title: str | None
+    ax: Axes | None,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    *,
+    title: str | None,
+    legend: Mapping[int, str] | None = None,
 ) -> Axes:
-    """Prepare Axes without a frame, one data unit a cell, y downward."""
-    cell = min(0.46, (_MAX_WIDTH - 0.2) / (x[1] - x[0]))
-    height = cell * (y[1] - y[0]) + 0.15 + (0.3 if title else 0)
-    ax = _axes(ax, cell * (x[1] - x[0]) + 0.2, height)
-    ax.set(xlim=(x[0] - 0.05, x[1] + 0.05), ylim=(y[1] + 0.05, y[0] - 0.05), aspect="equal")
+    """Prepare Axes without a frame, one data unit a cell, y downward, markers named below."""
+    legend = {head: name for head, name in (legend or {}).items() if name}
+    widths = [0.9 + 0.17 * len(name) for name in legend.values()]
+    at = (x[0] + x[1] - sum(widths)) / 2
+    bottom = y[1] + (0.8 if legend else 0)
+    span = max(x[1] - x[0], sum(widths)) + 0.1
+    cell = min(0.46, (_MAX_WIDTH - 0.1) / span)
+    ax = _axes(ax, cell * span + 0.1, cell * (bottom - y[0]) + (0.45 if title else 0.15))
+    middle = (x[0] + x[1]) / 2
+    ax.set(xlim=(middle - span / 2, middle + span / 2), ylim=(bottom + 0.05, y[0] - 0.05))
+    ax.set_aspect("equal")
     ax.set_axis_off()
     _set_title(ax, title)
+    for (head, name), width in zip(legend.items(), widths, strict=True):
+        ax.plot(at + 0.3, y[1] + 0.45, HEAD_MARKERS[head], color=head_color(head), markersize=7)
+        _text(ax, at + 0.55, y[1] + 0.45, name, ha="left")
+        at += width
     return ax
 
 
@@ -789,20 +830,21 @@ def _grid_axes(
     *,
     axis_labels: tuple[str, str] = ("query", "key"),
     colorbar: bool = False,
+    legend: float = 0,
 ) -> Axes:
     """Prepare Axes for an (L, S) picture: cell (i, j) fills [j, j + 1] × [i, i + 1], y downward."""
     length, width = shape
     queries = _labels("queries", queries, length, "row")
     keys = _labels("keys", keys, width, "column")
-    cell = min(0.5, 5.2 / max(shape))
+    cell = min(0.5, 5.0 / max(shape))
     size = (cell * width + (1.9 if colorbar else 0.9), cell * length + (1.0 if title else 0.7))
-    ax = _axes(ax, *size)
+    given, ax = ax, _axes(ax, size[0], size[1] + legend)
+    cell = cell if given is None else _cell_points(ax, shape) / 72
     ax.set(xlim=(0, width), ylim=(length, 0), aspect="equal")
     for axis, labels, count in ((ax.yaxis, queries, length), (ax.xaxis, keys, width)):
-        if labels is None and count > 16:
-            axis.set_major_locator(MaxNLocator(4, integer=True))
-        else:
-            axis.set_ticks(np.arange(count) + 0.5, labels or [str(i) for i in range(count)])
+        step = 1 if labels or count <= 16 else -(-count // 4)
+        at = np.arange(0, count, step)
+        axis.set_ticks(at + 0.5, labels or [str(i) for i in at])
     if keys is not None and max(map(len, keys)) * 0.09 > cell:
         ax.tick_params(axis="x", rotation=90)
     ax.tick_params(length=0, labelsize=10, labelcolor=_INK)
@@ -821,13 +863,12 @@ def _heat(
     lines = {"edgecolors": "white", "linewidth": 1} if max(array.shape) <= 20 else {}
     mesh = ax.pcolormesh(shown, cmap=cmap, norm=norm, **lines)
     _hatch(ax, ~seen)
-    box = ax.get_window_extent()
-    points = min(box.width / array.shape[1], box.height / array.shape[0]) * 72 / ax.figure.dpi
+    fontsize = 10 if _cell_points(ax, array.shape) > 26 else 9
     for i, j in np.argwhere(seen) if fmt is not None else ():
         value = array[i, j]
-        light = np.isnan(value) or np.dot(mesh.cmap(norm(value))[:3], (0.299, 0.587, 0.114)) > 0.5
-        style = {"fontsize": 10 if points > 30 else 9, "color": _INK if light else "white"}
-        _text(ax, j + 0.5, i + 0.5, _number(value, fmt), **style)
+        luminance = np.power(mesh.cmap(norm(value))[:3], 2.2) @ (0.2126, 0.7152, 0.0722)
+        color = _INK if luminance > 0.2 or np.isnan(value) else "white"
+        _text(ax, j + 0.5, i + 0.5, _number(value, fmt), fontsize=fontsize, color=color)
 
 
 def _squares(where: np.ndarray) -> list[Rectangle]:
@@ -854,23 +895,6 @@ def _mark_title(ax: Axes, head: int) -> None:
     style = {"fontsize": 11, "color": head_color(head)}
     ax.annotate(_GLYPHS[head], (0, 0.5), xytext=(-4, 0), **place, **style)
     ax.spines[:].set(visible=True, color=head_color(head), linewidth=2)
-
-
-def _legend_below(ax: Axes, handles: list[Any], *, columns: int) -> None:
-    """Put a legend under the Axes, clear of tick labels and axis label."""
-    down = ScaledTranslation(0, -38 / 72 if ax.axison else 0, ax.figure.dpi_scale_trans)
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 0.2}
-    style = {"frameon": False, "fontsize": 10, "labelcolor": _INK, "handlelength": 1.2}
-    ax.legend(handles=handles, bbox_transform=ax.transAxes + down, ncols=columns, **place, **style)
-
-
-def _head_legend(ax: Axes, heads: np.ndarray, head_labels: Sequence[str] | None) -> None:
-    handles = []
-    for head in np.unique(heads[heads >= 0]):
-        style = {"linestyle": "", "marker": HEAD_MARKERS[head], "color": head_color(head)}
-        handles.append(Line2D([], [], label=_head_name(head, head_labels), **style))
-    if handles:
-        _legend_below(ax, handles, columns=len(handles))
 
 
 def _label_ends(ax: Axes, ends: list[tuple[str, float, float]]) -> None:
