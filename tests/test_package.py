@@ -1,0 +1,59 @@
+"""What the package as a whole promises: its public names, its arrows, its import time."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import mha_tutor
+
+PACKAGE = Path(mha_tutor.__file__).parent
+
+# Who may import whom inside the package: arrows point down only.
+ARROWS = {
+    "attention": {"masks"},
+    "benchmark": {"multihead"},
+    "devices": set(),
+    "einsum": set(),
+    "examples": set(),
+    "heads": set(),
+    "masks": set(),
+    "multihead": {"attention", "heads"},
+    "plotting": set(),
+    "reference": set(),
+}
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_arrows_point_down():
+    found = {}
+    for path in PACKAGE.glob("*.py"):
+        if path.stem != "__init__":
+            names = {name.split(".")[1] for name in _imports(path) if name.startswith("mha_tutor.")}
+            found[path.stem] = names
+    assert found == ARROWS
+
+
+def test_public_names_are_there_and_documented():
+    for name in mha_tutor.__all__:
+        assert getattr(mha_tutor, name).__doc__, name
+
+
+def test_import_brings_in_nothing_heavy_but_torch():
+    code = (
+        "import sys, torch; before = set(sys.modules); import mha_tutor; "
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    heavy = {"matplotlib", "triton", "sklearn", "IPython", "pandas", "scipy"}
+    assert "mha_tutor" in result.stdout.split()
+    assert not heavy & set(result.stdout.split())
