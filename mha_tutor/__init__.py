@@ -10,6 +10,7 @@ from mha_tutor.attention import (
     scaled_dot_product_attention,
 )
 from mha_tutor.devices import available_devices, default_device
+from mha_tutor.einsum import explain_einsum
 from mha_tutor.heads import head_columns, head_rows, merge_heads, split_heads
 from mha_tutor.masks import causal_mask, combine_masks, padding_mask, sliding_window_mask
 from mha_tutor.multihead import MultiHeadAttention
@@ -24,6 +25,7 @@ __all__ = [
     "causal_mask",
     "combine_masks",
     "default_device",
+    "explain_einsum",
     "head_columns",
     "head_rows",
     "merge_heads",
