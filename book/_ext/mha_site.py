@@ -1,10 +1,19 @@
-"""Keep the built pages from loading anything that is not beside them.
+"""Keep the built pages from loading anything that is not beside them, and repair their markup.
 
 Jupyter Book always enables sphinx-thebe, whose scripts come from a CDN. This book has no live
 cells, so they are left out.
 """
 
 LISTENERS = {"init_thebe_core", "update_thebe_context"}
+
+
+def repair_bibliography(app, pagename, templatename, context, doctree):
+    """Give the entries of a bibliography the role that their list asks for.
+
+    docutils writes role="doc-biblioentry", deprecated and not allowed inside role="list".
+    """
+    if "body" in context:
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
 def setup(app):
@@ -14,4 +23,5 @@ def setup(app):
             handler = listener.handler
             if handler.__module__ == "sphinx_thebe" and handler.__name__ in LISTENERS:
                 app.disconnect(listener.id)
+    app.connect("html-page-context", repair_bibliography)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
