@@ -373,6 +373,7 @@ def test_masks_broadcast():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (lambda: plot_weights([[1.5]]), ValueError, r"in \[0, 1\] .*1.5 to 1.5"),
         (lambda: plot_weights([[2.0, -1.0]]), ValueError, r"in \[0, 1\] .*plot_scores.*-1 to 2"),
         (
             lambda: plot_weights([0.5]),
