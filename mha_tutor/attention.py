@@ -85,7 +85,7 @@ def attention_weights(
         enable_gqa: as for `scaled_dot_product_attention`.
 
     Returns:
-        (..., H, L, S), before any dropout, in the dtype of the query: every row sums to 1, or
+        (..., H, L, S), before any dropout, in the dtype of the query. Every row sums to 1, or
         to 0 where the query may attend to nothing.
 
     Raises:

@@ -252,7 +252,7 @@ def plot_scores(
         title: the title.
         annotate: write each score in its cell.
         fmt: the format spec of these numbers.
-        limit: the ends of the color scale, ±limit; the largest finite |score| without it.
+        limit: the ends of the color scale, ±limit; the largest finite absolute score without it.
         colorbar: draw a color bar.
 
     Example:
