@@ -1,4 +1,4 @@
-"""How `make notebooks` re-executes the book: settings of `jupyter nbconvert`, no code of our own.
+"""How `make notebooks` re-executes the book: settings of `jupyter nbconvert`.
 
 A second run leaves every file as it was: no timing is recorded, metadata is reduced to what the
 book uses, and an error shown on purpose is stored as its last line (a full traceback would hold
@@ -25,3 +25,19 @@ c.ExecutePreprocessor.extra_arguments = [
 c.ClearMetadataPreprocessor.enabled = True
 c.ClearMetadataPreprocessor.preserve_nb_metadata_mask = {"kernelspec", ("language_info", "name")}
 c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {"tags", "mystnb"}
+
+
+def normalize(nb, resources):
+    """Undo what an editor leaves: its name of the kernel, its settings of cells of text."""
+    nb.metadata["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
+    for cell in nb.cells:
+        if cell.cell_type != "code":
+            cell.metadata.clear()
+    return nb, resources
+
+
+c.NotebookExporter.preprocessors = [normalize]
