@@ -467,4 +467,5 @@ def _html_table(caption: str, rows: Rows) -> str:
     for first, *rest in body:
         lines.append(f'<th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest))
     trs = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table>\n<caption>{caption}</caption>\n{trs}\n</table>"
+    style = 'style="text-align: left; margin-bottom: 1em"'
+    return f"<table {style}>\n<caption {style}>{caption}</caption>\n{trs}\n</table>"

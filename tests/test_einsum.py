@@ -55,48 +55,52 @@ class Case:
 
 
 UP_TO_THREE = st.integers(1, 3)
+SOMETIMES = st.sampled_from([False, False, False, True])
 
 
 @st.composite
 def cases(draw, operands):
-    letters = draw(st.permutations("akZQ"))[: draw(st.integers(1, 4))]
-    hidden = ["0", "1"][: draw(st.integers(0, 2))] if len(letters) < 4 else []
-    primes = draw(st.permutations([2, 3, 5, 7, 11]))
-    size = dict(zip([*letters, *hidden], primes, strict=False))
+    """Draw which operands use each letter, then an order for each, then the rare things."""
+    count = draw(operands)
+    letters = "akZQb"[: draw(st.sampled_from([4, 3, 5, 2, 1, 0]))]
+    hidden = "01"[: draw(st.sampled_from([0, 1, 2]))] if len(letters) < 4 else ""
+    size = dict(zip(letters + hidden, draw(st.permutations([2, 3, 5, 7, 11])), strict=False))
+    users = st.sets(st.integers(0, count - 1), min_size=min(count, draw(st.integers(1, 2))))
+    used_by = {name: draw(users) for name in letters}
     axes, texts, shapes = [], [], []
-    for _ in range(draw(operands)):
-        term = draw(st.lists(st.sampled_from(letters), max_size=4))
-        text, at = "".join(term), draw(st.integers(0, len(term)))
-        if hidden and draw(st.booleans()):
-            under = hidden[draw(st.integers(0, len(hidden))) :]  # aligned at the right
-            text = text[:at] + "..." + text[at:]
-            term = [*term[:at], *under, *term[at:]]
-        ones = draw(st.sets(st.sampled_from(term), max_size=1)) if term else set()
-        ones = ones if draw(st.booleans()) else set()
+    for i in range(count):
+        term = draw(st.permutations([name for name in letters if i in used_by[name]]))
+        if term and len(letters) < 5 and draw(SOMETIMES):  # a diagonal
+            term = draw(st.permutations([*term, draw(st.sampled_from(term))]))
+        under = hidden[draw(st.integers(0, len(hidden))) :]  # aligned at the right
+        text, term = with_ellipsis(draw, term, under) if hidden else ("".join(term), term)
+        ones = {draw(st.sampled_from(term))} if term and draw(SOMETIMES) else set()
         axes.append(term)
         texts.append(text)
         shapes.append(tuple(1 if name in ones else size[name] for name in term))
-    used = {name for term in axes for name in term}
     pairs = [
         pair
         for term, shape in zip(axes, shapes, strict=True)
         for pair in zip(term, shape, strict=True)
     ]
-    for name in used:  # an axis that is 1 everywhere is of size 1
-        size[name] = max(n for other, n in pairs if other == name)
-    hidden = [name for name in hidden if name in used]
-    flat = "".join(texts).replace("...", "")
+    size = {name: max(n for other, n in pairs if other == name) for name, _ in pairs}
+    hidden = [name for name in hidden if name in size]
     spec = ",".join(texts)
-    if draw(st.booleans()):
-        out = hidden + sorted(name for name in flat if flat.count(name) == 1)
+    if draw(SOMETIMES):
+        out = hidden + sorted(name for name in letters if spec.count(name) == 1)
     else:
-        named = sorted(set(flat))
-        out = draw(st.permutations(named))[: draw(st.integers(0, len(named)))]
-        text, at = "".join(out), draw(st.integers(0, len(out)))
-        if "..." in spec and draw(st.booleans()):
-            text, out = text[:at] + "..." + text[at:], [*out[:at], *hidden, *out[at:]]
+        out = draw(st.permutations([name for name in letters if draw(st.booleans())]))
+        text = "".join(out)
+        if "..." in spec and not draw(SOMETIMES):
+            text, out = with_ellipsis(draw, out, hidden)
         spec += "->" + text
     return Case(spec, axes, out, size, shapes)
+
+
+def with_ellipsis(draw, term, under):
+    at = draw(st.integers(0, len(term)))
+    text = "".join(term)
+    return text[:at] + "..." + text[at:], [*term[:at], *under, *term[at:]]
 
 
 def a_property(operands=UP_TO_THREE):
@@ -331,6 +335,15 @@ def test_no_matmul_has_a_reason(spec, shapes, reason):
     assert np.array_equal(explained.run_loop(), torch.einsum(spec, *operands).numpy())
 
 
+@pytest.mark.parametrize("shapes", [((2, 0), (1, 5)), ((2, 1), (0, 5)), ((2, 0), (0, 5))])
+def test_an_empty_axis(shapes):
+    """A sum over nothing is 0, and a 1 beside a 0 gives way too."""
+    operands = [whole_numbers(*shape) for shape in shapes]
+    explained = explain_einsum("ij,jk->ik", *operands)
+    assert [letter.size for letter in explained.letters] == [2, 5, 0]
+    assert np.array_equal(explained.run_loop(), np.zeros((2, 5)))
+
+
 def test_notes_tell_what_the_spec_does_not():
     explained = explain_einsum(
         "...ij,...jk,k", whole_numbers(2, 3, 5, 7).float(), (1, 7, 11), (11,)
@@ -482,6 +495,8 @@ def test_the_notebook_tables_are_accessible_and_plain():
         ("th", "scope", "col"),
         ("th", "scope", "row"),
         ("div", "style", "overflow-x: auto"),
+        ("table", "style", "text-align: left; margin-bottom: 1em"),
+        ("caption", "style", "text-align: left; margin-bottom: 1em"),
     }
     scopes = [value for _, name, value in outline.attributes if name == "scope"]
     assert scopes.count("row") == len(outline.rows) - 3
