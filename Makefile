@@ -31,6 +31,7 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 
 book: $(READY) ## build the site into _build/html
 	@echo "== Building the site"
+	@rm -rf _build/html  # no page may outlive its source
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo
 	@echo "The book is built. Open file://$(CURDIR)/_build/html/index.html or run: make serve"
