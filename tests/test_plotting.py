@@ -14,7 +14,6 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from mha_tutor import plotting
 from mha_tutor.plotting import (
     HEAD_COLORS,
     HEAD_MARKERS,
@@ -29,6 +28,8 @@ from mha_tutor.plotting import (
     plot_scores,
     plot_weights,
 )
+from mha_tutor.plotting.heatmaps import MASKED_FACE
+from mha_tutor.plotting.palette import INK, SOFT_INK
 
 CAUSAL = np.tri(3, dtype=bool)
 WEIGHTS = np.array([[1.0, 0.0, 0.0], [0.25, 0.75, 0.0], [0.125, 0.375, 0.5]])
@@ -141,7 +142,7 @@ def test_cells_are_tinted_by_head(way):
     ax = plot_cells(np.zeros((3, 3), int), **{way: [heads] * 3 if way == "cell_heads" else heads})
     for patch, head in zip(boxes(ax), want.ravel(), strict=True):
         face, edge = patch.get_facecolor(), to_hex(patch.get_edgecolor()).upper()
-        assert contrast(face, plotting._INK) > 7  # light enough for dark text
+        assert contrast(face, INK) > 7  # light enough for dark text
         if head < 0:
             assert edge not in HEAD_COLORS
         else:
@@ -275,7 +276,7 @@ def test_memory_takes_heads_in_the_shape_of_the_view():
 def test_memory_writes_real_offsets():
     def offsets(values):
         ax = plot_memory(values)
-        return [t.get_text() for t in ax.texts if to_hex(t.get_color()) == plotting._SOFT_INK]
+        return [t.get_text() for t in ax.texts if to_hex(t.get_color()) == SOFT_INK]
 
     assert offsets(torch.arange(12)[6::2]) == ["6", "8", "10"]
     assert offsets(torch.arange(3).expand(2, 3)) == ["0", "1", "2"]  # shared places once
@@ -340,7 +341,7 @@ def test_masked_weights_are_hatched_and_not_zero():
     assert np.array_equal(ax.collections[0].get_array().mask, ~CAUSAL)
     assert len(ax.texts) == 6
     grays = [c for c in ax.collections if c.get_hatch()]
-    assert [to_hex(c.get_facecolor()[0]) for c in grays] == [plotting._MASKED_FACE]
+    assert [to_hex(c.get_facecolor()[0]) for c in grays] == [MASKED_FACE]
 
 
 def test_a_leaked_weight_stays_visible():
