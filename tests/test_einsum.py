@@ -480,6 +480,7 @@ def test_the_notebook_shows_the_same_as_the_print():
     outline.feed(explained._repr_html_())
     assert outline.open == []
     assert outline.captions == ["Shapes", "Letters", "Cost"]
+    assert "<code>nqhd,nkhd-&gt;nhqk</code>" in explained._repr_html_()
     text = repr(explained).split("\n\n")
     printed = [line.split() for part in text[1:4] for line in part.splitlines()]
     assert [" ".join(row).split() for row in outline.rows] == printed
