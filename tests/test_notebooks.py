@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,7 @@ def installs_on_colab(nb):
 
 
 def normalized(nb):
-    """Metadata is what `make notebooks` writes."""
+    """Metadata is what `make notebooks` writes, and so are printed outputs."""
     # deepcopy: the preprocessor works in place.
     config = PyFileConfigLoader("nbconvert_config.py", path=str(ROOT / "tools")).load_config()
     clean = nbconvert.preprocessors.ClearMetadataPreprocessor(config=config)
@@ -188,6 +189,10 @@ def normalized(nb):
         for index, cell in enumerate(nb.cells)
         if cell.cell_type != "code" and cell.metadata
     ]
+    for cell in code_cells(nb):
+        streams = [output.get("name") for output in cell.outputs]
+        if any(one and one == two for one, two in pairwise(streams)):
+            found.append(f"{where(nb, cell)}: one printed output in pieces")
     if any("id" not in cell for cell in nb.cells):
         found.append("cells without id")
     return found
@@ -330,6 +335,10 @@ def no_caption(nb):
     nb.cells[3].metadata.mystnb.figure.caption = " "
 
 
+def in_pieces(nb):
+    nb.cells[2].outputs.append(new_output("stream", name="stdout", text="\n"))
+
+
 def other_kernel(nb):
     nb.metadata.kernelspec.name = "my-env"
 
@@ -378,6 +387,7 @@ BROKEN = [
     (normalized, "timing", metadata(2, execution={"iopub.status.idle": "2026"})),
     (normalized, "collapsed", metadata(2, collapsed=True)),
     (normalized, "markdown", metadata(0, editable=True)),
+    (normalized, "pieces", in_pieces),
     (normalized, "kernel", other_kernel),
     (normalized, "version", python_version),
     (small, "big", big),
