@@ -75,6 +75,7 @@ test-gpu: ## test on CUDA, in the environment of PYTHON= as it is; fails without
 notebooks: $(READY) ## run every notebook again, in place, with normalized metadata
 	@echo "== Running the notebooks"
 	$(BIN)/jupyter nbconvert --config tools/nbconvert_config.py $(NOTEBOOKS)
+	$(BIN)/python tools/readme_picture.py
 
 screenshots: book ## picture every page (desktop and phone, light and dark) into OUT=
 	$(BIN)/python tools/screenshots.py $(OUT)
