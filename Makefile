@@ -54,7 +54,7 @@ lint: $(READY) ## check style and format, notebooks too
 
 test-package: $(READY) ## test the package, its doctests and the notebooks as files
 	@echo "== Package"
-	$(BIN)/python -m pytest -n $(JOBS) --ignore=tests/site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --ignore=tests/site
 
 test-notebooks: $(READY) ## run every notebook and compare it with its stored outputs
 	@echo "== Notebooks"
