@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mha_tutor.checks import check_number, check_probability
 from mha_tutor.masks import causal_mask
 
 __all__ = ["additive_attention", "attention_weights", "scaled_dot_product_attention"]
@@ -55,8 +56,7 @@ def scaled_dot_product_attention(
         torch.Size([2, 4, 6])
     """
     _check_value(key, value)
-    if not 0 <= dropout_p <= 1:
-        raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")
+    check_probability("dropout_p", dropout_p)
     weights = _weights(query, key, attn_mask, is_causal, scale, enable_gqa)  # (..., H, L, S)
     if enable_gqa:
         value = _repeat_heads(value, weights.shape[-3])
@@ -215,7 +215,10 @@ def _weights(
     L, S = query.shape[-2], key.shape[-2]
     check_mask(attn_mask, torch.Size([*leading, L, S]), is_causal)
 
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    else:
+        check_number("scale", scale)
     # Half precision has too few digits for large scores: compute as torch does, in float32.
     dtype = torch.promote_types(query.dtype, torch.float32)
     scores = (query.to(dtype) * scale) @ key.to(dtype).mT  # (..., H, L, S)

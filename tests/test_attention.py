@@ -472,6 +472,8 @@ q, k, v = torch.zeros(3, 5, 2), torch.zeros(3, 7, 2), torch.zeros(3, 7, 4)
         ((q[0], k[0], v[0]), {"enable_gqa": True}, ValueError, "enable_gqa needs a head axis"),
         ((q[..., :0], k[..., :0], v), {}, ValueError, "head_dim must be at least 1"),
         ((q, k, v), {"dropout_p": 1.5}, ValueError, r"between 0 and 1, got 1\.5"),
+        ((q, k, v), {"dropout_p": "0"}, TypeError, "dropout_p must be a number, got '0'"),
+        ((q, k, v), {"scale": "1"}, TypeError, "scale must be a number, got '1'"),
         ((q, k, v), {"dropout_p": -0.1}, ValueError, r"between 0 and 1, got -0\.1"),
         (
             (q, k, v, torch.ones(5, 7, dtype=torch.bool)),
