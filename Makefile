@@ -74,7 +74,7 @@ test-site: book ## build the site and read it in a headless Chromium
 test-gpu: MPLCONFIGDIR := $(CURDIR)/_build/matplotlib
 test-gpu: ## test on CUDA, in the environment of PYTHON= as it is; fails without CUDA
 	@echo "== CUDA"
-	MHA_TUTOR_REQUIRE_GPU=1 $(PYTHON) -m pytest -m gpu --ignore=tests/site
+	MHA_TUTOR_REQUIRE_GPU=1 $(PYTHON) -m pytest -m gpu tests
 	@if $(PYTHON) -c 'import nbval' 2>/dev/null; then \
 	  echo "== Notebooks on CUDA"; $(PYTHON) $(FONTS); MHA_TUTOR_DEVICE=cuda $(PYTHON) $(NBVAL) $(NOTEBOOKS); \
 	else echo "nbval is not installed for $(PYTHON): the notebooks were not run on CUDA"; fi
