@@ -113,15 +113,16 @@ def additive_attention(
     """Mix the values by scores that a small network computes for each query and key.
 
     The score of a query q and a key k is w_score · tanh(w_query q + w_key k). Query and key may
-    differ in width; the price is an intermediate of (..., L, S, A) numbers.
+    differ in width; the price is an intermediate of (..., L, S, U) numbers, U being
+    the width of the network's hidden layer.
 
     Args:
         query: (..., L, Dq).
         key: (..., S, Dk).
         value: (..., S, Dv).
-        w_query: (A, Dq).
-        w_key: (A, Dk).
-        w_score: (A,).
+        w_query: (U, Dq).
+        w_key: (U, Dk).
+        w_score: (U,).
         attn_mask: broadcastable to (..., L, S), as for `scaled_dot_product_attention`.
 
     Returns:
@@ -149,10 +150,10 @@ def additive_attention(
     for name, weight, x in (("w_query", w_query, query), ("w_key", w_key, key)):
         if tuple(weight.shape) != (hidden_dim, x.shape[-1]):
             raise ValueError(
-                f"{name} must be (A, {x.shape[-1]}) and w_score (A,), "
+                f"{name} must be (U, {x.shape[-1]}) and w_score (U,), "
                 f"got {tuple(weight.shape)} and {tuple(w_score.shape)}"
             )
-    hidden = (query @ w_query.T).unsqueeze(-2) + (key @ w_key.T).unsqueeze(-3)  # (..., L, S, A)
+    hidden = (query @ w_query.T).unsqueeze(-2) + (key @ w_key.T).unsqueeze(-3)  # (..., L, S, U)
     scores = torch.tanh(hidden) @ w_score  # (..., L, S)
     check_mask(attn_mask, scores.shape)
     weights = _masked_softmax(scores, attn_mask)

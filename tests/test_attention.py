@@ -500,9 +500,9 @@ def test_bad_input(args, kwargs, error, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({3: torch.zeros(11, 4)}, ValueError, r"w_query must be \(A, 3\)"),
-        ({4: torch.zeros(9, 2)}, ValueError, r"w_key must be \(A, 2\)"),
-        ({5: torch.zeros(11, 1)}, ValueError, r"and w_score \(A,\), got \(11, 3\) and \(11, 1\)"),
+        ({3: torch.zeros(11, 4)}, ValueError, r"w_query must be \(U, 3\)"),
+        ({4: torch.zeros(9, 2)}, ValueError, r"w_key must be \(U, 2\)"),
+        ({5: torch.zeros(11, 1)}, ValueError, r"and w_score \(U,\), got \(11, 3\) and \(11, 1\)"),
         ({2: torch.zeros(B, 6, DV)}, ValueError, "same length S, got 7 and 6"),
         ({0: torch.zeros(3, L, 3)}, ValueError, "leading dimensions of query and key"),
         ({5: torch.zeros(11).double()}, TypeError, "query and w_score must have the same dtype"),
