@@ -54,7 +54,7 @@ lint: $(READY) ## check style and format, notebooks too
 
 test-package: $(READY) ## test the package, its doctests and the notebooks as files
 	@echo "== Package"
-	$(BIN)/python -m pytest -n $(JOBS) --ignore=tests/site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --ignore=tests/site
 
 test-notebooks: $(READY) ## run every notebook and compare it with its stored outputs
 	@echo "== Notebooks"
@@ -75,6 +75,7 @@ test-gpu: ## test on CUDA, in the environment of PYTHON= as it is; fails without
 notebooks: $(READY) ## run every notebook again, in place, with normalized metadata
 	@echo "== Running the notebooks"
 	$(BIN)/jupyter nbconvert --config tools/nbconvert_config.py $(NOTEBOOKS)
+	$(BIN)/python tools/readme_picture.py
 
 screenshots: book ## picture every page (desktop and phone, light and dark) into OUT=
 	$(BIN)/python tools/screenshots.py $(OUT)
