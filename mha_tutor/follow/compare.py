@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from mha_tutor._figure import Figure
-from mha_tutor._follow_figure import (
+from mha_tutor.figures.figure import Figure
+from mha_tutor.follow.drawing import (
     HEAD,
     HOW,
     drawn_elements,
@@ -18,8 +18,8 @@ from mha_tutor._follow_figure import (
     stage_element,
     stage_panel,
 )
-from mha_tutor._stages import Stage, axis_names, stages_text
-from mha_tutor.follow import Recording
+from mha_tutor.follow.recording import Recording
+from mha_tutor.follow.stages import Stage, axis_names, stages_text
 
 __all__ = ["Comparison", "compare"]
 
@@ -97,6 +97,7 @@ def compare(right: Recording, wrong: Recording) -> Comparison:
         ValueError: the recordings start from different tensors or end in different shapes.
 
     Example:
+        >>> from mha_tutor import follow
         >>> x = follow((2, 4, 6), "BLE")
         >>> right = x.view(2, 4, 3, 2, names="BLHD").transpose(1, 2)
         >>> both = compare(right, x.view(2, 3, 4, 2, names="BHLD"))

@@ -14,9 +14,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mha_tutor._boxes import BETWEEN, CELL, LABEL, SMALL, Block, Strip, shelves
+from mha_tutor.figures.boxes import BETWEEN, CELL, LABEL, SMALL, Block, Strip, shelves
 from mha_tutor.palette import HEAD_COLORS, HEAD_GLYPHS
 
+LETTERS = "abcdeijlnoqsuvwxyz"  # a class for each panel; f, g, h, k, m, p, r and t are taken
+MOST_PANELS = len(LETTERS)
 LINE = 1.3  # the height of a line of text, in em
 HATCH = (
     "repeating-linear-gradient(135deg,color-mix(in srgb,currentcolor 28%,transparent) 0 1px,"
@@ -260,7 +262,7 @@ def _home(i: int) -> str:
 
 
 def _letter(i: int) -> str:
-    return "abcdeijlnoqsuvwxyz"[i]  # but for the names of other classes
+    return LETTERS[i]
 
 
 _TINTS = "".join(

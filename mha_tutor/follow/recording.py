@@ -16,9 +16,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from mha_tutor import heads
-from mha_tutor._follow_figure import recording_figure
-from mha_tutor._stages import Names, Stage, stages_text
+from mha_tutor.follow.drawing import recording_figure
+from mha_tutor.follow.stages import Names, Stage, stages_text
+from mha_tutor.heads import merge_heads, split_heads
 
 __all__ = ["Recording", "Stage", "follow"]
 
@@ -105,12 +105,12 @@ class Recording:
         """Give each head its own slice of the features, as `mha_tutor.split_heads` does."""
         names = (*self.stages[-1].names[:-2], "H", *self.stages[-1].names[-2:-1], "D")
         code = f".split_heads({num_heads})"
-        return self._take(code, lambda t: heads.split_heads(t, num_heads), lambda *_: names)
+        return self._take(code, lambda t: split_heads(t, num_heads), lambda *_: names)
 
     def merge_heads(self) -> Recording:
         """Put the heads side by side again, as `mha_tutor.merge_heads` does."""
         names = (*self.stages[-1].names[:-3], *self.stages[-1].names[-2:-1], "E")
-        return self._take(".merge_heads()", heads.merge_heads, lambda *_: names)
+        return self._take(".merge_heads()", merge_heads, lambda *_: names)
 
     def point_at(self, *index: int) -> Recording:
         """Choose the element that is lit when the figure appears, by its index in the first stage.
@@ -127,11 +127,10 @@ class Recording:
         return replace(self, chosen=int(numbers[index]))
 
     def _step(self, method: str, args: tuple, *, names=None, moves: bool = False) -> Recording:
+        act = operator.methodcaller(method, *map(_number, args))
         if len(args) == 1 and isinstance(args[0], tuple | list):
             args = tuple(args[0])
         code = f".{method}({', '.join(map(str, args))})"
-        passed = (args,) if method in ("reshape", "view", "permute") else args
-        act = operator.methodcaller(method, *passed)
 
         def rename(old: Names, after: torch.Tensor) -> Names:
             if names is not None:
@@ -213,13 +212,14 @@ size and stride of axis 1. This works: .reshape(6, 4, 2), a copy.
         raise ValueError(f"x has no elements to follow, its shape is {shape}")
     size = offset + 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     memory = torch.full((size,), -1)
-    numbers = memory.as_strided(shape, strides, offset)
-    numbers.copy_(torch.arange(math.prod(shape)).reshape(shape))
-    if (memory >= 0).sum() != math.prod(shape):
+    places = torch.arange(size).as_strided(shape, strides, offset).unique()
+    if len(places) != math.prod(shape):
         raise ValueError(
             f"elements of x share a place in memory (shape {shape}, strides {strides}), so they "
             "cannot be told apart; follow a copy: .contiguous() or .copy()"
         )
+    numbers = memory.as_strided(shape, strides, offset)
+    numbers.copy_(torch.arange(math.prod(shape)).reshape(shape))
     given = (None,) * len(shape) if names is None else _checked_names(names, len(shape))
     return Recording((Stage("x", given, True, numbers, values),))
 
@@ -286,6 +286,12 @@ def _kept(names: Names, keys: tuple) -> Names:
             name = left.pop(0)
             result += [name] if isinstance(key, slice) else []
     return tuple(result)
+
+
+def _number(arg):
+    if isinstance(arg, torch.dtype):
+        raise TypeError(f"a view as {arg} would cut or join elements, so none can be followed")
+    return arg
 
 
 # --- Slices and refusals ------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
+
+from mha_tutor.figures.words import aligned, text_of
 
 Names = tuple[str | None, ...]
 
@@ -90,22 +92,6 @@ class Stage:
         return None if index is None else int(self.offsets[index])
 
 
-def text_of(value) -> str:
-    """Write a number as it stands in a cell: whole numbers as they are, others to three digits.
-
-    Example:
-        >>> [text_of(value) for value in (7, 0.25, np.float32(1 / 3), np.True_)]
-        ['7', '0.25', '0.333', 'T']
-    """
-    if isinstance(value, bool | np.bool_):
-        return "T" if value else "F"
-    if isinstance(value, int | np.integer):
-        return str(value)
-    if isinstance(value, complex | np.complexfloating):
-        return f"{value:.2g}"
-    return f"{value:.3g}"
-
-
 def axis_names(stage: Stage) -> list[str]:
     """Return the name of each axis, or its number where it has none."""
     return [name or str(axis) for axis, name in enumerate(stage.names)]
@@ -157,22 +143,3 @@ def _way(stages: Sequence[Stage], element: int) -> list[str]:
             place = f"index {index}, offset {offset_sum(stage, index)}"
         lines.append(f"    {stage.step:<{width}}    {place}")
     return lines
-
-
-def aligned(rows: Iterable[tuple[str, Iterable]]) -> list[str]:
-    """Write rows of a label and some entries, so that the entries stand in columns."""
-    table = [(label, [str(entry) for entry in entries]) for label, entries in rows]
-    widths = [max(map(len, column)) for column in zip(*(row for _, row in table), strict=True)]
-    label_width = max(len(label) for label, _ in table)
-    return [
-        "  ".join([f"{label:<{label_width}}", *map(str.rjust, row, widths)]).rstrip()
-        for label, row in table
-    ]
-
-
-def axis_roles(names: Sequence[str]) -> str:
-    """Say which axes are boxes, rows and columns."""
-    if len(names) < 2:
-        return f"along: {names[0]}" if names else ""
-    boxes = f"boxes: {', '.join(names[:-2])}; " if len(names) > 2 else ""
-    return f"{boxes}rows: {names[-2]}; columns: {names[-1]}"

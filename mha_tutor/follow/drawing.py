@@ -5,30 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from mha_tutor._boxes import Block, cell_width, corner, memory_strip, nested_boxes
-from mha_tutor._figure import Element, Figure, Panel
-from mha_tutor._stages import (
-    Stage,
-    aligned,
-    axis_names,
-    axis_roles,
-    layout_words,
-    offset_sum,
-    text_of,
-)
+from mha_tutor.figures.boxes import Block, cell_width, corner, memory_strip, nested_boxes
+from mha_tutor.figures.figure import Element, Figure, Panel
+from mha_tutor.figures.words import aligned, axis_roles, text_of
+from mha_tutor.follow.stages import Stage, axis_names, layout_words, offset_sum
 from mha_tutor.palette import HEAD_COLORS
 
 MOST, PART = 64, 48  # elements that are drawn: of a whole, of what is too large
 MOST_CELLS = 320  # the same, counted in all stages
+MOST_STAGES = 10
 HOW = "point at a number, tap it, or press Tab and then the arrow keys."
 HEAD = "H"  # the name of the axis that gives the colors
 
 
 def recording_figure(stages: Sequence[Stage], chosen: int | None) -> Figure:
-    """Return the figure of all stages."""
+    """Return the figure of all stages; of too many, the first and the last ones."""
+    skipped = len(stages) - MOST_STAGES
+    if skipped > 0:
+        stages = [stages[0], *stages[skipped + 1 :]]
     drawn = drawn_elements(stages)
     head_of, heads = heads_of(stages, drawn)
     lead = [f"Follow an element: {HOW}", *part_words(stages, drawn)]
+    if skipped > 0:
+        lead.append(f"The {skipped} stages after the first are not drawn.")
     return Figure(
         label="elements of x",
         lead=" ".join(lead),

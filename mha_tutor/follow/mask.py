@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mha_tutor._boxes import cell_width, corner, nested_boxes
-from mha_tutor._figure import Element, Figure, Panel
-from mha_tutor._stages import aligned, axis_roles
+from mha_tutor.figures.boxes import cell_width, corner, nested_boxes
+from mha_tutor.figures.figure import Element, Figure, Panel
+from mha_tutor.figures.words import aligned, axis_roles
 
 __all__ = ["MaskFollower", "follow_mask"]
 

@@ -9,9 +9,9 @@ from itertools import product
 import numpy as np
 import torch
 
-from mha_tutor._boxes import cell_width, corner, nested_boxes
-from mha_tutor._figure import Element, Figure, Panel
-from mha_tutor._stages import aligned, axis_roles, text_of
+from mha_tutor.figures.boxes import cell_width, corner, nested_boxes
+from mha_tutor.figures.figure import Element, Figure, Panel
+from mha_tutor.figures.words import aligned, axis_roles, text_of
 from mha_tutor.palette import HEAD_COLORS
 
 MOST, PART = 96, 48  # entries of the result that are drawn: of a whole, of what is too large
@@ -65,7 +65,7 @@ class _Drawing:
         self.summed = [name for name in sizes if name not in output]
         self.head = next((n for n in HEAD if sizes.get(n, 99) <= len(HEAD_COLORS)), None)
         self.result = None
-        if all(x is not None for x in self.operands):
+        if all(x is not None and x.dtype != torch.bool for x in self.operands):
             self.result = torch.einsum(",".join(terms) + "->" + output, *self.operands)
 
     def _drawn_part(self, term: str, x: torch.Tensor) -> torch.Tensor:
