@@ -222,8 +222,8 @@ class Figure:
         return (
             f"<span class={_quoted(' '.join(classes))} style={home}>"
             f"<label><input type=radio name=e{' checked' * e.chosen}><u>{name}</u>{said}</label>"
-            f"<label><input type=radio name=e aria-label={_quoted(name)}>"
-            f"<span aria-hidden=true>{cells}</span></label></span>"
+            f"<label><span aria-hidden=true>{cells}</span>"
+            f"<input type=radio name=e aria-label={_quoted(name)}></label></span>"
         )
 
     def _cells(self, e: Element) -> tuple[str, str]:
