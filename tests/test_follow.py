@@ -400,7 +400,7 @@ def test_every_element_says_where_it_is():
         assert [cell for cell in element["cells"] if cell[0] == "i"] == [
             ("i", letter, str(n)) for letter in "abcde"
         ]
-        assert element["class"].split()[1] == f"h{n % 6 // 2}"
+        assert element["class"].split()[1] == f"q{n % 6 // 2}"
 
 
 def test_figures_are_small():

@@ -11,16 +11,17 @@ PACKAGE = Path(mha_tutor.__file__).parent
 
 # Who may import whom inside the package: arrows point down only.
 ARROWS = {
-    "attention": {"masks"},
+    "attention": {"checks", "masks"},
     "benchmark": {"multihead"},
+    "checks": set(),
     "devices": set(),
     "einsum": {"figures"},
     "examples": set(),
     "figures": {"palette"},
     "follow": {"figures", "heads", "palette"},
-    "heads": set(),
-    "masks": set(),
-    "multihead": {"attention", "heads"},
+    "heads": {"checks"},
+    "masks": {"checks"},
+    "multihead": {"attention", "checks", "heads"},
     "palette": set(),
     "plotting": set(),
     "reference": set(),

@@ -76,8 +76,8 @@ class _Drawing:
 
     def figure(self) -> Figure:
         drawn = [dict(zip(self.output, i, strict=True)) for i in np.ndindex(*self._range())]
-        lead = "Choose an entry of out, and see the entries that it is computed from: point, tap, "
-        lead += f"or press Tab and then the arrow keys.{self._part_words(len(drawn))}"
+        lead = "Choose an entry of out, and see what it is computed from: point, tap, or use Tab "
+        lead += f"and the arrow keys.{self._part_words(len(drawn))}"
         return Figure(
             label="entries of out",
             lead=lead,
@@ -189,7 +189,7 @@ class _Drawing:
         if not self.head or self.head not in term:
             return ""
         at = term.index(self.head)
-        return f"h{index[at]}"
+        return f"q{index[at]}"
 
     def _table(self, names: str, shape: Sequence[int]) -> list[str]:
         return aligned([("axis ", names), ("shape", shape), ("", shape)])[:2]

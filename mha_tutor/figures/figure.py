@@ -182,7 +182,7 @@ class Figure:
         return "\n".join([*lines, "</form>"])
 
     def _legend(self) -> str:
-        return "".join(f" <span class=h{h}><em></em> head {h}</span>" for h in range(self.heads))
+        return "".join(f" <span class=q{h}><em></em> head {h}</span>" for h in range(self.heads))
 
     def _panel(self, i: int, panel: Panel) -> str:
         parts = [
@@ -210,7 +210,7 @@ class Figure:
 
     def _element(self, e: Element) -> str:
         classes = ["k"]
-        classes += [] if e.head is None else [f"h{e.head}"]
+        classes += [] if e.head is None else [f"q{e.head}"]
         classes += ["m"] if e.marked else []
         name = html.escape(e.name)
         said = "".join(
@@ -266,7 +266,7 @@ def _letter(i: int) -> str:
 
 
 _TINTS = "".join(
-    f'.mf .h{h}{{--c:{color};--g:"{glyph}"}}\n'
+    f'.mf .q{h}{{--c:{color};--g:"{glyph}"}}\n'
     for h, (color, glyph) in enumerate(zip(HEAD_COLORS, HEAD_GLYPHS, strict=True))
 )
 CSS = f"""\

@@ -175,7 +175,7 @@ def _figure(both: Comparison) -> Figure:
             )
         )
     places = " or ".join(both.names[:-1])
-    lead = f"Compare: {HOW} Dashed in the wrong one: at another {places} than in the right one."
+    lead = f"Compare: {HOW} Dashed: at another {places} than in the right one."
     return Figure(
         label="elements of x",
         lead=" ".join([lead, *part_words(ends, drawn)]),

@@ -14,7 +14,7 @@ from mha_tutor.palette import HEAD_COLORS
 MOST, PART = 64, 48  # elements that are drawn: of a whole, of what is too large
 MOST_CELLS = 320  # the same, counted in all stages
 MOST_STAGES = 10
-HOW = "point at a number, tap it, or press Tab and then the arrow keys."
+HOW = "point, tap, or use Tab and the arrow keys."
 HEAD = "H"  # the name of the axis that gives the colors
 
 

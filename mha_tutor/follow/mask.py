@@ -160,8 +160,8 @@ def _figure(f: MaskFollower) -> Figure:
             ),
         ),
     ]
-    lead = "Choose a score, and see the mask element that governs it: point, tap, or press Tab "
-    lead += "and then the arrow keys."
+    lead = "Choose a score, and see which mask element governs it: point, tap, or use Tab and the "
+    lead += "arrow keys."
     if len(drawn) < math.prod(f.scores_shape):
         total = math.prod(f.scores_shape)
         lead += f" Too large to draw: this is a part, {len(drawn)} of {total:,} scores."
