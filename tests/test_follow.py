@@ -410,7 +410,7 @@ def test_figures_are_small():
         "48 elements, 5 stages": len(running_example(5)._repr_html_().encode()),
     }
     assert sizes["24 elements, 2 stages"] < 15_000, sizes
-    assert sizes["48 elements, 3 stages"] < 32_000, sizes
+    assert sizes["48 elements, 3 stages"] < 33_000, sizes
     assert sizes["48 elements, 5 stages"] < 48_000, sizes
 
 
@@ -679,6 +679,6 @@ def test_an_entry_lights_what_it_is_summed_from(spec, shapes):
                 text for tag, panel, text in element["cells"] if (tag, panel) == ("s", letter)
             )
             assert lit == sorted(f"{v:g}" for v in x[grad != 0].tolist())
-        assert element["cells"][0] == ("i", "a", f"{out[index].item():.3g}")
+        assert element["cells"][0] == ("i", "a", f"{out[index].item():g}")
         here = element["readings"][0][0]
         assert tuple(map(int, here.split())) == index

@@ -19,6 +19,7 @@ from mha_tutor.palette import HEAD_COLORS, HEAD_GLYPHS
 
 LETTERS = "abcdeijlnoqsuvwxyz"  # a class for each panel; f, g, h, k, m, p, r and t are taken
 MOST_PANELS = len(LETTERS)
+RADIO = "<input type=radio name=e data-lm-suppress-shortcuts"  # or JupyterLab takes the arrows
 LINE = 1.3  # the height of a line of text, in em
 HATCH = (
     "repeating-linear-gradient(135deg,color-mix(in srgb,currentcolor 28%,transparent) 0 1px,"
@@ -192,7 +193,7 @@ class Figure:
         ]
         if panel.table:
             text = html.escape("\n".join(panel.table))
-            parts.append(f"<code>{text}</code>")
+            parts.append(f"<samp>{text}</samp>")
         parts.append("<span aria-hidden=true>")
         for f in panel.block.frames:
             box = f"--x:{f.x:g};--y:{f.y:g};width:{f.width:g}em;height:{f.height:g}em"
@@ -221,9 +222,9 @@ class Figure:
         home, cells = self._cells(e)
         return (
             f"<span class={_quoted(' '.join(classes))} style={home}>"
-            f"<label><input type=radio name=e{' checked' * e.chosen}><u>{name}</u>{said}</label>"
+            f"<label>{RADIO}{' checked' * e.chosen}><u>{name}</u>{said}</label>"
             f"<label><span aria-hidden=true>{cells}</span>"
-            f"<input type=radio name=e aria-label={_quoted(name)}></label></span>"
+            f"{RADIO} aria-label={_quoted(name)}></label></span>"
         )
 
     def _cells(self, e: Element) -> tuple[str, str]:
@@ -270,17 +271,17 @@ _TINTS = "".join(
     for h, (color, glyph) in enumerate(zip(HEAD_COLORS, HEAD_GLYPHS, strict=True))
 )
 CSS = f"""\
-.mf{{container-type:inline-size;min-width:18em;overflow-x:auto;padding:3px;\
+.mf{{container-type:inline-size;min-width:18em;overflow-x:auto;padding:3px;margin-top:.6em;\
 font:13px/{LINE} system-ui,sans-serif;text-align:left;print-color-adjust:exact}}
 .mf p{{margin:0 0 .8em;font-size:1em}}
 .mf p span{{white-space:nowrap}}
 .mf .g,.mf form{{position:relative;margin:0;break-inside:avoid}}
 .mf .p{{position:absolute;left:calc(var(--X)*1em);top:calc(var(--Y)*1em)}}
 .mf .p>*{{display:block;white-space:pre;font-size:{SMALL}em;line-height:1.53;opacity:.8}}
-.mf .p>b,.mf code,.mf u{{font:600 {CODE}em/1.53 monospace;opacity:1}}
+.mf .p>b,.mf samp,.mf u{{font:600 {CODE}em/1.53 monospace;opacity:1}}
 .mf .p>[aria-hidden]{{font-size:1em;opacity:1}}
 .mf .p>.t{{position:absolute;top:calc((var(--m) - 1.2)*1em/{SMALL})}}
-.mf .p>code,.mf u{{all:unset;position:absolute;white-space:pre;font:{CODE}em/{LINE} monospace;\
+.mf .p>samp,.mf u{{all:unset;position:absolute;white-space:pre;font:{CODE}em/{LINE} monospace;\
 left:0;top:calc(var(--u)*1em/{CODE})}}
 .mf .r,.mf .p small,.mf var,.mf i,.mf .k b,.mf .k s,.mf em{{all:unset;position:absolute;\
 box-sizing:border-box;left:calc(var(--x)*1em);top:calc((var(--t) + var(--y))*1em);\
@@ -314,14 +315,13 @@ top:calc((var(--Y) + var(--u))*1em/{CODE} + var(--l)*{LINE}em)}}
 {{display:none}}
 .mf .k:has(:checked) :is(i,b){{box-shadow:0 0 0 2px currentcolor;z-index:1}}
 """
-_LIT = (
-    ":is(.mf:not(:has(.k:hover)) .k:has(:checked),.mf .k:has(:focus-visible),"
-    ".mf:not(:has(:focus-visible)) .k:hover)"
-)
-CSS += f"""{_LIT} :is(i,b,s){{background:#ffd54a!important;color:#111;font-weight:700;\
-box-shadow:0 0 0 2px #111,0 0 0 3px #ffd54a;opacity:1;z-index:2;forced-color-adjust:none}}
-{_LIT} b{{box-shadow:0 0 0 1.5px #111,0 0 0 2.5px #ffd54a}}
-{_LIT} u[class]{{opacity:1}}
-.mf .k:has(:focus-visible) :is(i,b){{outline:3px solid #1a73e8;outline-offset:3px}}
+CSS += """\
+:is(.mf:not(:has(.k:hover)) .k:has(:checked),.mf .k:has(:focus-visible),\
+.mf:not(:has(:focus-visible)) .k:hover){
+& :is(i,b,s){background:#ffd54a!important;color:#111;font-weight:700;\
+box-shadow:0 0 0 2px #111,0 0 0 3px #ffd54a;opacity:1;z-index:2;forced-color-adjust:none}
+& b{box-shadow:0 0 0 1.5px #111,0 0 0 2.5px #ffd54a}
+& u[class]{opacity:1}}
+.mf .k:has(:focus-visible) :is(i,b){outline:3px solid #1a73e8;outline-offset:3px}
 """
 CSS += _TINTS

@@ -9,8 +9,8 @@ def text_of(value) -> str:
     """Write a number as it stands in a cell: whole numbers as they are, others to three digits.
 
     Example:
-        >>> [text_of(value) for value in (7, 0.25, np.float32(1 / 3), np.True_)]
-        ['7', '0.25', '0.333', 'T']
+        >>> [text_of(value) for value in (7, 1013.0, np.float32(1 / 3), np.True_)]
+        ['7', '1013', '0.333', 'T']
     """
     if isinstance(value, bool | np.bool_):
         return "T" if value else "F"
@@ -18,7 +18,8 @@ def text_of(value) -> str:
         return str(value)
     if isinstance(value, complex | np.complexfloating):
         return f"{value:.2g}"
-    return f"{value:.3g}"
+    whole = abs(value) < 1e6 and value == round(float(value))
+    return str(round(float(value))) if whole else f"{value:.3g}"
 
 
 def aligned(rows: Iterable[tuple[str, Iterable]]) -> list[str]:
