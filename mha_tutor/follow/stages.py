@@ -54,17 +54,17 @@ class Stage:
 
     @cached_property
     def elements(self) -> np.ndarray:
-        """The number of each element, (*shape): its place in the order of the first stage."""
+        """The number of each element: its place in the order of the first stage."""
         return self._numbers.numpy().copy()
 
     @cached_property
     def values(self) -> np.ndarray:
-        """The value of each element, (*shape)."""
+        """The value of each element."""
         return self.all_values[self.elements]
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """Where in memory each element lies, (*shape), in elements from the start."""
+        """Where in memory each element lies, counted in elements from the start."""
         steps = np.meshgrid(
             *(np.arange(n) * s for n, s in zip(self.shape, self.strides, strict=True)),
             indexing="ij",
