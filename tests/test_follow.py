@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mha_tutor
-from mha_tutor import compare, follow, follow_mask, palette, plotting
+from mha_tutor import compare, follow, follow_mask
 from mha_tutor.figures.boxes import corner, memory_strip, nested_boxes, shelves
 from mha_tutor.follow import Recording
 
@@ -522,12 +522,6 @@ def test_a_corner_is_as_large_as_it_may_be(shape, most):
     assert math.prod(sizes) <= most
     for axis, size in enumerate(sizes):
         assert size == shape[axis] or math.prod(sizes) // size * (size + 1) > most
-
-
-def test_the_palette_is_the_plots_palette():
-    assert palette.HEAD_COLORS == plotting.palette.HEAD_COLORS
-    assert palette.HEAD_MARKERS == plotting.palette.HEAD_MARKERS
-    assert palette.HEAD_GLYPHS == plotting.palette.HEAD_GLYPHS
 
 
 # --- Two recordings -----------------------------------------------------------------------

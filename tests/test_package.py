@@ -23,7 +23,7 @@ ARROWS = {
     "masks": {"checks"},
     "multihead": {"attention", "checks", "heads"},
     "palette": set(),
-    "plotting": set(),
+    "plotting": {"palette"},
     "reference": set(),
 }
 
