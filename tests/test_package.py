@@ -16,6 +16,7 @@ ARROWS = {
     "devices": set(),
     "einsum": set(),
     "examples": set(),
+    "experiments": {"multihead"},
     "heads": set(),
     "masks": set(),
     "multihead": {"attention", "heads"},
@@ -55,6 +56,6 @@ def test_import_brings_in_nothing_heavy_but_torch():
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    heavy = {"matplotlib", "triton", "sklearn", "IPython", "pandas", "scipy"}
+    heavy = {"matplotlib", "triton", "sklearn", "tqdm", "IPython", "pandas", "scipy"}
     assert "mha_tutor" in result.stdout.split()
     assert not heavy & set(result.stdout.split())

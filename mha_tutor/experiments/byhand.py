@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mha_tutor.experiments.model import RoutedAttention
 from mha_tutor.experiments.tasks import Filter, Lookup, check_heads
-from mha_tutor.heads import head_dim_of
 
 __all__ = ["fetch_by_hand", "lookup_by_hand"]
 
@@ -86,18 +85,18 @@ def lookup_by_hand(task: Lookup, num_heads: int, sharpness: float) -> RoutedAtte
         8
     """
     check_heads(num_heads)
-    head_dim = head_dim_of(task.embed_dim, num_heads)
     if num_heads > task.places and num_heads % task.places:
         raise ValueError(
             f"num_heads ({num_heads}) must be less than places ({task.places}) or a multiple of it"
         )
+    model = RoutedAttention(task.embed_dim, num_heads)
+    layer = model.attention
+    head_dim = layer.head_dim
     size = min(head_dim, task.width)  # features that a head compares, and carries
     if task.width % size:
         raise ValueError(f"a head's {size} features must divide the width ({task.width})")
     slots = task.width // size
     share = max(1, num_heads // task.places // slots)  # heads that carry the same feature
-    model = RoutedAttention(task.embed_dim, num_heads)
-    layer = model.attention
     _clear(model)
     unit = torch.eye(size)
     for h in range(num_heads):
