@@ -11,15 +11,16 @@ PACKAGE = Path(mha_tutor.__file__).parent
 
 # Who may import whom inside the package: arrows point down only.
 ARROWS = {
-    "attention": {"masks"},
+    "attention": {"checks", "masks"},
     "benchmark": {"multihead"},
+    "checks": set(),
     "devices": set(),
     "einsum": set(),
     "examples": set(),
     "experiments": {"multihead"},
-    "heads": set(),
-    "masks": set(),
-    "multihead": {"attention", "heads"},
+    "heads": {"checks"},
+    "masks": {"checks"},
+    "multihead": {"attention", "checks", "heads"},
     "plotting": set(),
     "reference": set(),
 }
