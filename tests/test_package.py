@@ -17,7 +17,7 @@ ARROWS = {
     "devices": set(),
     "einsum": set(),
     "examples": set(),
-    "experiments": {"multihead"},
+    "experiments": {"checks", "multihead"},
     "heads": {"checks"},
     "masks": {"checks"},
     "multihead": {"attention", "checks", "heads"},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mha_tutor.experiments.model import RoutedAttention
-from mha_tutor.experiments.tasks import Filter, Lookup, check_heads
+from mha_tutor.experiments.tasks import Filter, Lookup
 
 __all__ = ["fetch_by_hand", "lookup_by_hand"]
 
@@ -84,7 +84,6 @@ def lookup_by_hand(task: Lookup, num_heads: int, sharpness: float) -> RoutedAtte
         >>> lookup_by_hand(task, num_heads=2, sharpness=50.0).attention.head_dim
         8
     """
-    check_heads(num_heads)
     if num_heads > task.places and num_heads % task.places:
         raise ValueError(
             f"num_heads ({num_heads}) must be less than places ({task.places}) or a multiple of it"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mha_tutor.checks import check_integer
 from mha_tutor.experiments.ablation import ablate_each, attention_distance, prune_greedily
 from mha_tutor.experiments.training import one_thread, progress_bar
 from mha_tutor.multihead import MultiHeadAttention
@@ -194,8 +195,7 @@ def train_digits(num_heads: int, seed: int, split: Split, *, epochs: int = EPOCH
     Raises:
         ValueError: epochs is less than 1, or H does not divide 32.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    check_integer("epochs", epochs, least=1)
     images, labels = split.training
     generator = torch.Generator().manual_seed(seed)
     with one_thread(), torch.random.fork_rng(devices=[]):

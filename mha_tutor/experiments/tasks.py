@@ -15,6 +15,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from mha_tutor.checks import check_integer
+
 __all__ = [
     "Batch",
     "Filter",
@@ -125,7 +127,7 @@ class Filter:
 
     def best_error(self, num_heads: int) -> float:
         """Return the share of the squared singular values beyond the `num_heads` largest."""
-        check_heads(num_heads)
+        check_integer("num_heads", num_heads, least=1)
         energy = torch.linalg.svdvals(self.taps.flatten(1).double()).square()
         return (energy[num_heads:].sum() / energy.sum()).item()
 
@@ -169,7 +171,8 @@ class Lookup:
     length: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        check_sizes(self, ("places", "items", "width", "embed_dim", "queries"))
+        for name in ("places", "items", "width", "embed_dim", "queries"):
+            check_integer(name, getattr(self, name), least=1)
         if self.places > self.items:
             raise ValueError(f"places ({self.places}) must not exceed items ({self.items})")
         if self.places * self.width > self.embed_dim:
@@ -201,7 +204,7 @@ class Lookup:
 
     def best_error(self, num_heads: int) -> float:
         """Return 1 − h/K, or 0."""
-        check_heads(num_heads)
+        check_integer("num_heads", num_heads, least=1)
         return max(0.0, 1 - num_heads / self.places)
 
 
@@ -236,8 +239,7 @@ class MaxMin:
     length: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        if self.items < 2:
-            raise ValueError(f"items must be at least 2, got {self.items}")
+        check_integer("items", self.items, least=2)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw numbers: query (B, 1, 4), key and value (B, n, 4), target (B, 1, 2)."""
@@ -252,7 +254,7 @@ class MaxMin:
 
     def best_error(self, num_heads: int) -> float:
         """Return (1 − 1/n) / 2 for one head, else 0."""
-        check_heads(num_heads)
+        check_integer("num_heads", num_heads, least=1)
         return (1 - 1 / self.items) / 2 if num_heads == 1 else 0.0
 
 
@@ -278,8 +280,7 @@ def fetch(
         torch.Size([3, 12, 12])
     """
     for name, size in (("places", places), ("width", width)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
+        check_integer(name, size, least=1)
     slices = torch.eye(places * width).unflatten(0, (places, width))  # (K, width, K × width)
     return Filter(slices.mT @ slices, length, f"fetch from {places}", embed_dim)
 
@@ -326,16 +327,3 @@ def equal_taps(places: int, embed_dim: int, generator: torch.Generator) -> Tenso
 def widen(x: Tensor, width: int) -> Tensor:
     """Append zeros to the last axis."""
     return torch.nn.functional.pad(x, (0, width - x.shape[-1]))
-
-
-def check_heads(num_heads: int) -> None:
-    """Refuse a number of heads below 1."""
-    if num_heads < 1:
-        raise ValueError(f"num_heads must be at least 1, got {num_heads}")
-
-
-def check_sizes(task: object, names: tuple[str, ...]) -> None:
-    """Refuse a size below 1."""
-    for name in names:
-        if getattr(task, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(task, name)}")

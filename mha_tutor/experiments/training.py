@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from mha_tutor.checks import check_integer
 from mha_tutor.experiments.model import RoutedAttention
 from mha_tutor.experiments.tasks import Batch, Task
 
@@ -122,8 +123,7 @@ def train(
     """
     counts = {"steps": steps, "batch_size": batch_size, "points": points, "test_size": test_size}
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        check_integer(name, count, least=1)
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
     routing = task.routing if routing is None else routing
