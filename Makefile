@@ -18,7 +18,7 @@ FONTS := -c 'import matplotlib.font_manager'
 
 .DEFAULT_GOAL := help
 .PHONY: help venv book serve test lint test-package test-notebooks test-site test-gpu \
-        notebooks screenshots repository bench clean
+        notebooks experiments screenshots repository bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ notebooks: $(READY) ## run every notebook again, in place, with normalized metad
 	@echo "== Running the notebooks"
 	$(BIN)/jupyter nbconvert --config tools/nbconvert_config.py $(NOTEBOOKS)
 	$(BIN)/python tools/readme_picture.py
+
+experiments: $(READY) ## train the digits sweep of chapter 7 again; takes some minutes
+	$(BIN)/python -m mha_tutor.experiments.digits
 
 screenshots: book ## picture every page (desktop and phone, light and dark) into OUT=
 	$(BIN)/python tools/screenshots.py $(OUT)

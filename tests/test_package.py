@@ -17,6 +17,7 @@ ARROWS = {
     "devices": set(),
     "einsum": {"figures"},
     "examples": set(),
+    "experiments": {"checks", "multihead"},
     "figures": {"palette"},
     "follow": {"figures", "heads", "palette"},
     "heads": {"checks"},
@@ -59,6 +60,6 @@ def test_import_brings_in_nothing_heavy_but_torch():
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    heavy = {"matplotlib", "triton", "sklearn", "IPython", "pandas", "scipy"}
+    heavy = {"matplotlib", "triton", "sklearn", "tqdm", "IPython", "pandas", "scipy"}
     assert "mha_tutor" in result.stdout.split()
     assert not heavy & set(result.stdout.split())
