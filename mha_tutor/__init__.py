@@ -9,6 +9,7 @@ from mha_tutor.attention import (
     attention_weights,
     scaled_dot_product_attention,
 )
+from mha_tutor.contract import check
 from mha_tutor.devices import available_devices, default_device
 from mha_tutor.einsum import explain_einsum
 from mha_tutor.heads import head_columns, head_rows, merge_heads, split_heads
@@ -23,6 +24,7 @@ __all__ = [
     "attention_weights",
     "available_devices",
     "causal_mask",
+    "check",
     "combine_masks",
     "default_device",
     "explain_einsum",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from mha_tutor.contract.properties.base import same
 from mha_tutor.contract.properties.masking import lengths, random_mask
 from mha_tutor.contract.report import Diagnosis, Finding
 from mha_tutor.contract.subjects import Inputs, Subject
-from mha_tutor.contract.watch import CandidateError, OutOfTime
+from mha_tutor.contract.watch import OutOfTime
 
 __all__ = ["UNKNOWN", "diagnose"]
 
@@ -135,7 +135,15 @@ class _Bench:
             name: [self.agree(a, c) for a, c in zip(answers[name], self.candidate, strict=True)]
             for name in active
         }
-        whole = [name for name in active if all(fits[name])]
+        # That both refuse proves little: a name needs a number that both get wrong alike.
+        proved = {
+            name: any(
+                acts[i] and fits[name][i] and isinstance(self.candidate[i], Tensor)
+                for i in range(len(acts))
+            )
+            for name, acts in active.items()
+        }
+        whole = [name for name in active if all(fits[name]) and proved[name]]
         if whole:
             return self._simplest(whole, active), True
         pair = self._pair(active, fits)
@@ -162,18 +170,28 @@ class _Bench:
             )
             if not possible or by_name[first].sites & by_name[second].sites:
                 continue
-            both = combine(by_name[first], by_name[second])
-            answers = self.ask((both.steps,))
-            if all(self.agree(x, c) for x, c in zip(answers, self.candidate, strict=True)):
+            answers = self.ask((combine(by_name[first], by_name[second]).steps,))
+            if self._numbers_agree(answers):
                 return first, second
         return None
+
+    def _numbers_agree(self, answers: list[Answer]) -> bool:
+        """Tell whether all answers are the candidate's, one of them a wrong number."""
+        return all(
+            self.agree(x, c) for x, c in zip(answers, self.candidate, strict=True)
+        ) and any(
+            w and isinstance(c, Tensor) for w, c in zip(self.wrong, self.candidate, strict=True)
+        )
 
     def _part(self, active, fits) -> list[str]:
         """Find a mutant that explains some answers exactly, and contradicts none."""
         best: list[str] = []
         most = 0
         for name, acts in active.items():
-            proof = sum(a and f for a, f in zip(acts, fits[name], strict=True))
+            proof = sum(
+                a and f and isinstance(c, Tensor)
+                for a, f, c in zip(acts, fits[name], self.candidate, strict=True)
+            )
             contradicted = any(
                 a and not f and not w for a, f, w in zip(acts, fits[name], self.wrong, strict=True)
             )
@@ -193,7 +211,9 @@ def _answer(subject: Subject, question: Question) -> Answer:
     try:
         with torch.no_grad():
             return question.ask(subject)
-    except CandidateError:
+    except OutOfTime:
+        raise
+    except Exception:  # a candidate's gradient may fail in any way
         return REFUSED
 
 
@@ -215,6 +235,8 @@ def _questions(subject: Subject) -> list[Question]:
 
         questions.append(Question(name, ask, training))
 
+    if subject.form == "function":
+        add("equal widths", replace(main, V=main.D))
     shapes = [main] if main == square else [main, square]
     for sizes in shapes:
         add("plain", sizes)

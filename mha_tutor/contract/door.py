@@ -165,8 +165,7 @@ def _judge(prop: Property, subject: Subject, seed: int) -> Finding:
         return finding(Verdict.CONVENTION, said)
     smallest = _smallest(prop, subject, seed) if prop.shrinks else None
     if smallest is None:
-        example = f"{subject.main.text(subject.letters)}, seed {seed}"
-        return finding(Verdict.VIOLATED, problem.detail, example, problem.clue)
+        return finding(Verdict.VIOLATED, problem.detail, clue=problem.clue)
     sizes, shown = smallest
     example = f"{sizes.text(subject.letters)}, seed {seed}"
     return finding(Verdict.VIOLATED, shown.detail, example, problem.clue)

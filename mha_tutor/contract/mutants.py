@@ -73,7 +73,7 @@ class Mutant:
         return self._with(Steps)().window(L, window)
 
     def _with(self, base: type) -> type:
-        return type(self.steps.__name__, (self.steps, base), {})
+        return type(self.name, (self.steps, base), {})
 
     @property
     def sites(self) -> frozenset[str]:
