@@ -20,15 +20,17 @@ from mha_tutor.contract.steps import Weights
 
 __all__ = ["Adapter", "adapter_for"]
 
-QUERY_NAMES = "q_proj query_proj query w_q wq q_linear linear_q to_q w_query queries q".split()
-OUT_NAMES = "out_proj o_proj output_proj fc_out w_o wo w_out to_out out_linear linear_out".split()
-OUT_NAMES += "c_proj proj fc out output dense o".split()
-PACKED_NAMES = "in_proj qkv qkv_proj c_attn wqkv to_qkv query_key_value".split()
-HEAD_NAMES = "num_heads n_heads nhead n_head heads num_attention_heads h".split()
-KV_HEAD_NAMES = "num_kv_heads num_key_value_heads n_kv_heads kv_heads".split()
-WIDTH_NAMES = "embed_dim d_model embed_size hidden_size dim n_embd d_in in_dim E".split()
-MASK_NAMES = "attn_mask mask attention_mask src_mask".split()
-CAUSAL_NAMES = "is_causal causal".split()
+QUERY_NAMES = ("q_proj query_proj query w_q wq q_linear linear_q to_q w_query queries q").split()
+OUT_NAMES = (
+    "out_proj o_proj output_proj fc_out w_o wo w_out to_out out_linear linear_out "
+    "c_proj proj fc out output dense o"
+).split()
+PACKED_NAMES = ["in_proj", "qkv", "qkv_proj", "c_attn", "wqkv", "to_qkv", "query_key_value"]
+HEAD_NAMES = ["num_heads", "n_heads", "nhead", "n_head", "heads", "num_attention_heads", "h"]
+KV_HEAD_NAMES = ["num_kv_heads", "num_key_value_heads", "n_kv_heads", "kv_heads"]
+WIDTH_NAMES = ("embed_dim d_model embed_size hidden_size dim n_embd d_in in_dim E").split()
+MASK_NAMES = ["attn_mask", "mask", "attention_mask", "src_mask"]
+CAUSAL_NAMES = ["is_causal", "causal"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def _ours(module) -> Adapter:
         return module(query, key, value, attn_mask=mask, is_causal=is_causal)
 
     def weights(module):
-        return Weights(*(_linear(getattr(module, f"{name}_proj")) for name in "q k v out".split()))
+        maps = (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
+        return Weights(*map(_linear, maps))
 
     E = module.embed_dim
     kdim, vdim = module.k_proj.in_features, module.v_proj.in_features

@@ -177,9 +177,7 @@ class _Bench:
 
     def _numbers_agree(self, answers: list[Answer]) -> bool:
         """Tell whether all answers are the candidate's, one of them a wrong number."""
-        return all(
-            self.agree(x, c) for x, c in zip(answers, self.candidate, strict=True)
-        ) and any(
+        return all(self.agree(x, c) for x, c in zip(answers, self.candidate, strict=True)) and any(
             w and isinstance(c, Tensor) for w, c in zip(self.wrong, self.candidate, strict=True)
         )
 

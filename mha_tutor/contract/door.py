@@ -1,9 +1,8 @@
-"""`check`: understand the candidate, ask every property, look for the smallest failure, diagnose."""
+"""`check`: understand the candidate, ask every property, shrink what fails, diagnose."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -209,8 +208,7 @@ def _check_parts(candidate, form: str, title: str, clock: Clock) -> Report:
     try:
         for judge, function in checks:
             found, named = judge(function, clock)
-            prefix = f"{function.__name__}: " if False else ""
-            findings += [replace(f, name=prefix + f.name) for f in found]
+            findings += found
             diagnoses += [d for d in named if d not in diagnoses]
         if not checks:
             findings, diagnoses = check_mask_function(candidate, form, clock)
@@ -248,7 +246,9 @@ def _property_names(names: Iterable[str]) -> list[str]:
     known = {prop.name for prop in PROPERTIES}
     for name in names:
         if name not in known:
-            raise ValueError(f"no property is called {name!r}; there are {', '.join(sorted(known))}")
+            raise ValueError(
+                f"no property is called {name!r}; there are {', '.join(sorted(known))}"
+            )
     return names
 
 

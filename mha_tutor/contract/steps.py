@@ -60,7 +60,7 @@ class Steps:
         return x.repeat_interleave(num_heads // x.shape[1], dim=1)
 
     def scale(self, q: Tensor, k: Tensor) -> float:
-        """What the scores are multiplied by."""
+        """Return what the scores are multiplied by."""
         return q.shape[-1] ** -0.5
 
     def score(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -68,7 +68,7 @@ class Steps:
         return (q @ k.mT) * scale
 
     def bias(self, scores, attn_mask, is_causal, dropout_p) -> Tensor | None:
-        """What is added to the scores: 0 where a query may attend, -inf where it may not."""
+        """Return what is added to the scores: 0 where it may attend, -inf where not."""
         if is_causal:
             attn_mask = self.causal(*scores.shape[-2:]).to(scores.device)
         if attn_mask is None or attn_mask.dtype != torch.bool:
@@ -79,7 +79,7 @@ class Steps:
     fill = float("-inf")
 
     def allowed(self, mask: Tensor) -> Tensor:
-        """True = may attend."""
+        """Return the mask with True = may attend."""
         return mask
 
     def weigh(self, scores: Tensor, bias: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import random
@@ -102,28 +103,37 @@ def right_attentions(others: bool = True) -> Iterator[tuple[str, Callable[[], An
 
 
 def _other_libraries() -> Iterator[tuple[str, Callable[[], Any], dict]]:
-    if importlib.util.find_spec("timm"):
+    with contextlib.suppress(ImportError):
         from timm.layers import Attention
 
         yield "timm Attention", lambda: Attention(12, num_heads=3, qkv_bias=True), {}
-    if importlib.util.find_spec("transformers"):
+        yield (
+            "timm Attention, not fused",
+            lambda: _changed(Attention(12, num_heads=3, qkv_bias=True), fused_attn=False),
+            {},
+        )
+    with contextlib.suppress(ImportError):
         from transformers import BertConfig, GPT2Config, LlamaConfig
         from transformers.models.bert.modeling_bert import BertSelfAttention
         from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
         from transformers.models.llama.modeling_llama import LlamaAttention
 
         for kind in ("eager", "sdpa"):
-            bert = BertConfig(hidden_size=12, num_attention_heads=3, attn_implementation=kind)
-            gpt2 = GPT2Config(n_embd=12, n_head=3, attn_implementation=kind)
+            same = {"attn_implementation": kind}
+            bert = BertConfig(hidden_size=12, num_attention_heads=3, **same)
+            gpt2 = GPT2Config(n_embd=12, n_head=3, **same)
             llama = LlamaConfig(
-                hidden_size=24,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                attn_implementation=kind,
+                hidden_size=24, num_attention_heads=4, num_key_value_heads=2, **same
             )
             yield f"transformers BERT, {kind}", lambda c=bert: BertSelfAttention(c), {}
             yield f"transformers GPT-2, {kind}", lambda c=gpt2: GPT2Attention(c, layer_idx=0), {}
             yield f"transformers Llama, {kind}", lambda c=llama: LlamaAttention(c, layer_idx=0), {}
+
+
+def _changed(module: nn.Module, **attributes) -> nn.Module:
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return module
 
 
 def try_mutant(mutant: Mutant, form: str, seed: int = 0) -> Report:

@@ -111,9 +111,7 @@ def what_changed(function: Callable[..., Any], *args, clock: Clock, **kwargs) ->
     def observed(*args, **kwargs):
         before = _settings()
         result = function(*args, **kwargs)
-        seen.update(
-            {name: value for name, value in _settings().items() if value != before[name]}
-        )
+        seen.update({name: value for name, value in _settings().items() if value != before[name]})
         return result
 
     try:

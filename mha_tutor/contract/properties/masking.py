@@ -82,7 +82,7 @@ def mask(subject, sizes, seed):
 
 def _masked_parity(subject, sizes, seed):
     inputs = subject.draw(sizes, seed)
-    L, S = lengths(subject, sizes)
+    _, S = lengths(subject, sizes)
     masks = {"an (L, S) mask": random_mask(subject, sizes, seed, 2)}
     if subject.mask_ndim > 2:
         masks["a (B, 1, L, S) mask"] = random_mask(subject, sizes, seed)
@@ -138,7 +138,7 @@ def causal(subject, sizes, seed):
 def empty_row(subject, sizes, seed):
     _needs_mask(subject)
     inputs = subject.draw(sizes, seed)
-    L, S = lengths(subject, sizes)
+    L, _ = lengths(subject, sizes)
     mask = random_mask(subject, sizes, seed, 2)
     row = 0 if subject.causal else L - 1
     mask[row] = False

@@ -87,7 +87,9 @@ def no_dropout_in_eval(subject, sizes, seed):
     return Problem("dropout is active in evaluation", clue="dropout-in-eval")
 
 
-@attends("Dropout drops weights, and scales the others up: on average nothing changes.", shrinks=False)
+@attends(
+    "Dropout drops weights, and scales the others up: on average nothing changes.", shrinks=False
+)
 def dropout(subject, sizes, seed):
     p = 0.4
     dropping = subject.with_dropout(p)

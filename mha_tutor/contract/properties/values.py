@@ -47,7 +47,9 @@ def parity(subject, sizes, seed):
     return None
 
 
-@attends("Given one tensor for all three it is self-attention, with gradients and without.", "module")
+@attends(
+    "Given one tensor for all three it is self-attention, with gradients and without.", "module"
+)
 def self_attention(subject, sizes, seed):
     if subject.self_attention:
         raise NotApplicable("it is always self-attention")
