@@ -13,7 +13,7 @@ NBVAL     := -m pytest --nbval --nbval-current-env
 
 .DEFAULT_GOAL := help
 .PHONY: help venv book serve test lint test-package test-notebooks test-site test-gpu \
-        notebooks screenshots repository bench clean
+        notebooks screenshots repository bench mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ repository: $(READY) ## make URL= the project's home, everywhere it is said
 
 bench: $(READY) ## measure the layer against its parts; prints a table of ratios
 	$(BIN)/python -m mha_tutor.benchmark
+
+mutants: $(READY) ## put the contract to the test in full; writes book/data/contract.json
+	$(BIN)/python -m mha_tutor.contract.trial book/data/contract.json --unseen tests/unseen_bugs.py
 
 clean: ## remove what was built, .venv included
 	rm -rf $(VENV) _build

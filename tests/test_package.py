@@ -11,8 +11,11 @@ PACKAGE = Path(mha_tutor.__file__).parent
 
 # Who may import whom inside the package: arrows point down only.
 ARROWS = {
+    "__main__": {"cli"},
     "attention": {"masks"},
     "benchmark": {"multihead"},
+    "cli": {"contract"},
+    "contract": {"attention", "heads", "masks", "multihead", "reference"},
     "devices": set(),
     "einsum": set(),
     "examples": set(),

@@ -20,15 +20,52 @@ from mha_tutor.contract.steps import Weights
 
 __all__ = ["Adapter", "adapter_for"]
 
-QUERY_NAMES = ("q_proj query_proj query w_q wq q_linear linear_q to_q w_query queries q").split()
-OUT_NAMES = (
-    "out_proj o_proj output_proj fc_out w_o wo w_out to_out out_linear linear_out "
-    "c_proj proj fc out output dense o"
-).split()
+QUERY_NAMES = [
+    "q_proj",
+    "query_proj",
+    "query",
+    "w_q",
+    "wq",
+    "q_linear",
+    "linear_q",
+    "to_q",
+    "w_query",
+    "queries",
+    "q",
+]
+OUT_NAMES = [
+    "out_proj",
+    "o_proj",
+    "output_proj",
+    "fc_out",
+    "w_o",
+    "wo",
+    "w_out",
+    "to_out",
+    "out_linear",
+    "linear_out",
+    "c_proj",
+    "proj",
+    "fc",
+    "out",
+    "output",
+    "dense",
+    "o",
+]
 PACKED_NAMES = ["in_proj", "qkv", "qkv_proj", "c_attn", "wqkv", "to_qkv", "query_key_value"]
 HEAD_NAMES = ["num_heads", "n_heads", "nhead", "n_head", "heads", "num_attention_heads", "h"]
 KV_HEAD_NAMES = ["num_kv_heads", "num_key_value_heads", "n_kv_heads", "kv_heads"]
-WIDTH_NAMES = ("embed_dim d_model embed_size hidden_size dim n_embd d_in in_dim E").split()
+WIDTH_NAMES = [
+    "embed_dim",
+    "d_model",
+    "embed_size",
+    "hidden_size",
+    "dim",
+    "n_embd",
+    "d_in",
+    "in_dim",
+    "E",
+]
 MASK_NAMES = ["attn_mask", "mask", "attention_mask", "src_mask"]
 CAUSAL_NAMES = ["is_causal", "causal"]
 
@@ -231,6 +268,12 @@ def _timm(module) -> Adapter:
         self_attention=True,
         takes_mask=takes_mask,
         takes_causal="is_causal" in accepts,
+        conventions={
+            "empty row: nan": "Without fused attention a query that may attend to nothing gets "
+            "NaN, the textbook's formula; with it zeros (measured with timm 1.0).",
+            "mask with causal": "It accepts both: fused attention applies both, the other path "
+            "drops the mask (measured with timm 1.0, not documented); pass one of them.",
+        },
         notes=("As timm's Attention: q, k and v are rows of `qkv`, in this order.",),
     )
 
@@ -314,7 +357,11 @@ def _gpt2(module) -> Adapter:
         self_attention=True,
         causal=True,
         single_tensor=False,
-        conventions=TRANSFORMERS,
+        conventions=TRANSFORMERS
+        | {
+            "not contiguous": "Its Conv1D calls `view` on the input, and so refuses one that is "
+            "not contiguous (measured with transformers 5.23); models pass contiguous ones.",
+        },
         notes=("As transformers' GPT-2: causal, with the mask that the model would pass.",),
     )
 
