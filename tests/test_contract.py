@@ -3,8 +3,8 @@
 This is a sample; `make mutants` computes the figures in full.
 """
 
-import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from torch import nn
 
 import mha_tutor
 from mha_tutor import check
-from mha_tutor.contract import FORMS, MUTANTS, PROPERTIES, Report, Verdict, combine, find_mutant
+from mha_tutor.contract import FORMS, MUTANTS, Report, Verdict, combine, find_mutant
 from mha_tutor.contract.trial import (
     load_bugs,
     random_pairs,
@@ -125,7 +125,7 @@ def test_mutants_are_rejected_and_named(mutant, form):
         assert report.names == (mutant.name,), report
 
 
-@pytest.mark.parametrize("pair", random_pairs(6, seed=5), ids=lambda p: f"{p[0].name}+{p[1].name}")
+@pytest.mark.parametrize("pair", random_pairs(4, seed=5), ids=lambda p: f"{p[0].name}+{p[1].name}")
 def test_of_two_bugs_one_is_named_at_least(pair):
     report = try_pair(*pair)
     assert not report
@@ -174,16 +174,6 @@ def test_parts_are_diagnosed_with_the_numbers():
     assert "the right answer is" in report.violated[0].detail
     pair = check((mha_tutor.split_heads, wrong.merge))
     assert pair.names == (wrong.name,)
-
-
-def test_every_property_fails_for_some_mutant_or_bad_candidate():
-    """A property that nothing violates would be decoration."""
-    never = {"others names", "mask shape refused", "width refused", "one tensor", "shape"}
-    seen = set()
-    for mutant, form in SAMPLE[::2]:
-        seen |= {f.name for f in try_mutant(mutant, form).violated}
-    named = {prop.name for prop in PROPERTIES}
-    assert len((named - never) - seen) <= 12, (named - never) - seen
 
 
 # --- candidates that misbehave -------------------------------------------------------------------
@@ -271,16 +261,13 @@ def test_a_refusal_is_no_proof_of_a_bug():
 
 
 def test_a_slow_candidate_runs_out_of_time():
-    ticks = itertools.count()
-
     def slow(query, key, value):
-        if next(ticks) > 3:
-            torch.ones(300, 300).inverse()
+        time.sleep(0.05)
         return sdpa(query, key, value)
 
-    report = check(slow, timeout=0.01)
+    report = check(slow, timeout=0.2)
     assert not report
-    assert "time limit of 0.01 s" in report.reason
+    assert "time limit of 0.2 s" in report.reason
     assert report.exit_status == 2
 
 

@@ -13,9 +13,7 @@ def repair_bibliography(app, pagename, templatename, context, doctree):
     docutils writes role="doc-biblioentry", deprecated and not allowed inside role="list".
     """
     if "body" in context:
-        context["body"] = context["body"].replace(
-            'role="doc-biblioentry"', 'role="listitem"'
-        )
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
 def setup(app):
@@ -23,10 +21,7 @@ def setup(app):
     for event in ("env-before-read-docs", "doctree-resolved"):
         for listener in list(app.events.listeners[event]):
             handler = listener.handler
-            if (
-                handler.__module__ == "sphinx_thebe"
-                and handler.__name__ in LISTENERS
-            ):
+            if handler.__module__ == "sphinx_thebe" and handler.__name__ in LISTENERS:
                 app.disconnect(listener.id)
     app.connect("html-page-context", repair_bibliography)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

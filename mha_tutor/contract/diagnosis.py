@@ -125,6 +125,11 @@ class _Bench:
     def explain(self) -> tuple[list[str], bool]:
         if not any(self.wrong):
             return [], True  # the numbers are right: what is wrong lies elsewhere
+        quick = [m for m in SUSPECTS if self._may_be(m)]
+        fitting = {m.name: self.ask((m.steps,)) for m in quick}
+        fitting = {name: a for name, a in fitting.items() if self._numbers_agree(a)}
+        if fitting:
+            return self._simplest(fitting), True
         answers = {m.name: self.ask((m.steps,)) for m in SUSPECTS}
         active = {
             name: [not self.agree(a, r) for a, r in zip(given, self.right, strict=True)]
@@ -135,25 +140,25 @@ class _Bench:
             name: [self.agree(a, c) for a, c in zip(answers[name], self.candidate, strict=True)]
             for name in active
         }
-        # That both refuse proves little: a name needs a number that both get wrong alike.
-        proved = {
-            name: any(
-                acts[i] and fits[name][i] and isinstance(self.candidate[i], Tensor)
-                for i in range(len(acts))
-            )
-            for name, acts in active.items()
-        }
-        whole = [name for name in active if all(fits[name]) and proved[name]]
-        if whole:
-            return self._simplest(whole, active), True
         pair = self._pair(active, fits)
         if pair:
             return list(pair), True
         return self._part(active, fits), False
 
-    def _simplest(self, names: list[str], active) -> list[str]:
-        """Of several mutants with equal answers take the one that has the least to explain."""
-        return [min(names, key=lambda name: sum(active[name]))]
+    def _may_be(self, mutant: Mutant) -> bool:
+        """Ask one question that the candidate answers wrongly, to spare most suspects the rest."""
+        hardest = max(i for i, wrong in enumerate(self.wrong) if wrong)
+        question = self.questions[hardest]
+        suspect = self.subject.simulation((mutant.steps,), training=question.training)
+        return self.agree(_answer(suspect, question), self.candidate[hardest])
+
+    def _simplest(self, answers: dict[str, list[Answer]]) -> list[str]:
+        """Of several mutants with equal answers take the one that is wrong least often."""
+
+        def wrong(name: str) -> int:
+            return sum(not self.agree(a, r) for a, r in zip(answers[name], self.right, strict=True))
+
+        return [min(answers, key=wrong)]
 
     def _pair(self, active, fits) -> tuple[str, str] | None:
         """Find two mutants that together give all answers."""

@@ -19,11 +19,12 @@ from mha_tutor.contract.watch import CandidateError, Clock, OutOfTime
 __all__ = ["check"]
 
 FORMS = ("function", "module", "split", "merge", "split and merge", *MASK_KINDS)
-TORCH_FUNCTION = {
-    "lengths refused": "torch's function takes a key and a value of different length without a "
-    "word (its fused CPU path reads the shorter of them); ours refuses.",
-    "mask with causal": "torch documents an error for a mask together with is_causal; its fused "
-    "CPU path applies both without a word.",
+# What torch's own function lets pass, and so whatever is built on it.
+AS_TORCH = {
+    "lengths refused: cut": "A shorter value cuts the keys to its length without a word, as in "
+    "torch's scaled_dot_product_attention (its fused CPU path); this package refuses it.",
+    "mask with causal: both": "Both are applied without a word, as in the fused CPU path of "
+    "torch's scaled_dot_product_attention, whose documentation calls it an error.",
 }
 
 
@@ -89,12 +90,11 @@ def check(
         return _check_parts(candidate, form, title, clock)
     inverted = mask_true == "hide"
     device = torch.device(device)
-    state = torch.get_rng_state()
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are tiny
     try:
         if form == "function":
             subject: Subject = FunctionSubject(candidate, title, device, clock, inverted)
-            if candidate is nn.functional.scaled_dot_product_attention:
-                subject.conventions.update(TORCH_FUNCTION)
         else:
             adapter = adapter or adapter_for(
                 candidate,
@@ -105,15 +105,16 @@ def check(
                 black_box=black_box,
             )
             subject = ModuleSubject(candidate, adapter, title, device, clock, inverted, seed)
+        subject.conventions = AS_TORCH | subject.conventions
+        if inverted:
+            subject.conventions["polarity"] = "True means “may not attend”, as the caller says."
+        subject.conventions.update(dict.fromkeys(allow, "Allowed by the caller."))
+        return _check_subject(subject, seed)
     except (CandidateError, ValueError) as error:
         return Report(title, form, reason=str(error), seconds=clock.seconds)
-    if inverted:
-        subject.conventions["polarity"] = "True means “may not attend”, as the caller says."
-    subject.conventions.update(dict.fromkeys(allow, "Allowed by the caller."))
-    try:
-        return _check_subject(subject, seed)
     finally:
         torch.set_rng_state(state)
+        torch.set_num_threads(threads)
 
 
 def _check_subject(subject: Subject, seed: int) -> Report:
@@ -159,7 +160,7 @@ def _judge(prop: Property, subject: Subject, seed: int) -> Finding:
         if prop.name in TRANSLATED and said:
             return finding(Verdict.CONVENTION, said)
         return finding(Verdict.HOLDS)
-    said = subject.conventions.get(f"{prop.name}: {problem.kind}", said)
+    said = said or subject.conventions.get(f"{prop.name}: {problem.kind}", "")
     if said:
         return finding(Verdict.CONVENTION, said)
     smallest = _smallest(prop, subject, seed) if prop.shrinks else None

@@ -1041,10 +1041,11 @@ class _:
 
 @_mutant(
     "lengths-unchecked",
-    "A key and a value of different length are accepted without a word.",
+    "A value of another length than the key is accepted without a word, and zeros stand in for "
+    "what is missing.",
     4, FUNCTION, MODULE, BLACK_BOX,
 )  # fmt: skip
 class _:
     def attend(self, q, k, v, *args, **kwargs):
-        S = min(k.shape[-2], v.shape[-2])
-        return super().attend(q, k[..., :S, :], v[..., :S, :], *args, **kwargs)
+        missing = k.shape[-2] - v.shape[-2]
+        return super().attend(q, k, F.pad(v, (0, 0, 0, missing)), *args, **kwargs)

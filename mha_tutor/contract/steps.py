@@ -192,11 +192,16 @@ class Layer(Steps, nn.Module):
         layer.out_proj = nn.Identity()
         if weights.out is not None:
             maps["out_proj"] = weights.out
-        for name, (weight, bias) in maps.items():
-            linear = nn.Linear(1, 1, bias=bias is not None, device="meta")
-            linear.weight = nn.Parameter(weight.detach())
-            if bias is not None:
-                linear.bias = nn.Parameter(bias.detach())
-            linear.out_features, linear.in_features = weight.shape
-            setattr(layer, name, linear)
+        for name, linear in maps.items():
+            setattr(layer, name, _linear(*linear))
         return layer.eval()
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Build `nn.Linear` around given tensors; its constructor would draw new ones first."""
+    linear = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(linear)
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = nn.Parameter(weight.detach())
+    linear.bias = None if bias is None else nn.Parameter(bias.detach())
+    return linear

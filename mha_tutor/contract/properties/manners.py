@@ -11,6 +11,7 @@ from torch import nn
 from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, difference, same
 from mha_tutor.contract.subjects import Inputs, first_tensor
 from mha_tutor.contract.watch import CandidateError, what_changed
+from mha_tutor.masks import causal_mask
 
 NAMES = ("query", "key", "value")
 
@@ -105,16 +106,19 @@ def lengths_refused(subject, sizes, seed):
     if sizes.S < 3:
         return None
     query, key, value = subject.draw(replace(sizes, V=sizes.D), seed)
+    shorter = value[..., :-1, :].contiguous()
     try:
-        subject.raw(Inputs(query, key, value[..., :-1, :].contiguous()))
+        got = first_tensor(subject.raw(Inputs(query, key, shorter)))
     except CandidateError:
         return None
+    if same(got, subject.call(Inputs(query, key[..., :-1, :].contiguous(), shorter)), subject.tol):
+        return Problem("the keys are cut to the length of the value without a word", kind="cut")
     return Problem(
         "a value that is shorter than the key is accepted without a word", clue="lengths-unchecked"
     )
 
 
-@attends("A mask together with `is_causal` is refused, or both are applied as documented.")
+@attends("A mask together with `is_causal` is refused.")
 def mask_with_causal(subject, sizes, seed):
     if not (subject.takes_mask and subject.takes_causal):
         raise NotApplicable("it does not take both")
@@ -130,7 +134,10 @@ def mask_with_causal(subject, sizes, seed):
         return None
     if same(got, subject.call(inputs, is_causal=True), subject.tol):
         return Problem("the mask is dropped without a word", "causal-replaces-mask", "dropped")
-    return Problem("both are accepted without a word", kind="accepted")
+    allowed = mask & causal_mask(L, S, device=subject.device)
+    if same(got, subject.call(inputs, allowed), subject.tol):
+        return Problem("both are applied without a word", kind="both")
+    return Problem("both are accepted, and something else comes out")
 
 
 @attends("A mask of the wrong shape is refused.")

@@ -11,6 +11,7 @@ from mha_tutor.contract.subjects import FunctionSubject, Inputs, first_tensor
 from mha_tutor.contract.watch import CandidateError
 
 UNKNOWN_WEIGHTS = "its weights are not known"
+GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @attends("It returns one tensor.", shrinks=False)
@@ -124,7 +125,7 @@ def _slice(x, linear, h: int, width: int):
     return x @ weight[rows].T + (0 if bias is None else bias[rows])
 
 
-@attends("The scores are divided by √head_dim.")
+@attends("The scores are divided by √head_dim.", shrinks=False)
 def scale(subject, sizes, seed):
     inputs = subject.draw(sizes, seed)
     want = subject.expected(inputs)
@@ -151,15 +152,24 @@ def _fit_scale(subject, inputs, got, right: float) -> float | None:
         out = subject.simulation((_scaled(factor * right),)).call(inputs)
         return (out - got).abs().max().item()
 
-    grid = [2 ** (n / 2) for n in range(-14, 15)]
+    grid = [2 ** (n / 2) for n in range(-10, 11)]
     best = min(grid, key=error)
     low, high = best / 2**0.5, best * 2**0.5
-    for _ in range(60):
-        a, b = low + 0.382 * (high - low), low + 0.618 * (high - low)
-        low, high = (low, b) if error(a) < error(b) else (a, high)
-    factor = (low + high) / 2
+    a, b = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+    error_a, error_b = error(a), error(b)
+    for _ in range(45):
+        if error_a < error_b:
+            high, b, error_b = b, a, error_a
+            a = high - GOLDEN * (high - low)
+            error_a = error(a)
+        else:
+            low, a, error_a = a, b, error_b
+            b = low + GOLDEN * (high - low)
+            error_b = error(b)
+        if high - low < 0.1 * best and min(error_a, error_b) > 0.5 * error(best) > 0:
+            return None  # it does not get better: another scale is not the reason
     limit = 100 * subject.tol * max(1.0, got.abs().max().item())
-    return factor * right if error(factor) <= limit else None
+    return (low + high) / 2 * right if error((low + high) / 2) <= limit else None
 
 
 def _scaled(factor: float) -> type:
