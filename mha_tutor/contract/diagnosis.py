@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mha_tutor.contract.mutants import MUTANTS, Mutant, combine
+from mha_tutor.contract.mutants import MUTANTS, Mutant
 from mha_tutor.contract.properties.base import same
 from mha_tutor.contract.properties.masking import lengths, random_mask
 from mha_tutor.contract.report import Diagnosis, Finding
@@ -145,11 +145,15 @@ class _Bench:
             return list(pair), True
         return self._part(active, fits), False
 
-    def _may_be(self, mutant: Mutant) -> bool:
+    def _may_be(self, *mutants: Mutant) -> bool:
         """Ask one question that the candidate answers wrongly, to spare most suspects the rest."""
-        hardest = max(i for i, wrong in enumerate(self.wrong) if wrong)
+        hardest = max(
+            (i for i, wrong in enumerate(self.wrong) if wrong),
+            key=lambda i: isinstance(self.candidate[i], Tensor),
+        )
         question = self.questions[hardest]
-        suspect = self.subject.simulation((mutant.steps,), training=question.training)
+        steps = tuple(mutant.steps for mutant in mutants)
+        suspect = self.subject.simulation(steps, training=question.training)
         return self.agree(_answer(suspect, question), self.candidate[hardest])
 
     def _simplest(self, answers: dict[str, list[Answer]]) -> list[str]:
@@ -175,8 +179,10 @@ class _Bench:
             )
             if not possible or by_name[first].sites & by_name[second].sites:
                 continue
-            answers = self.ask((combine(by_name[first], by_name[second]).steps,))
-            if self._numbers_agree(answers):
+            suspects = by_name[first], by_name[second]
+            if not self._may_be(*suspects):
+                continue
+            if self._numbers_agree(self.ask(tuple(mutant.steps for mutant in suspects))):
                 return first, second
         return None
 
