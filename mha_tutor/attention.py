@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mha_tutor.checks import check_number, check_probability
 from mha_tutor.masks import causal_mask
 
 __all__ = ["additive_attention", "attention_weights", "scaled_dot_product_attention"]
@@ -55,8 +56,7 @@ def scaled_dot_product_attention(
         torch.Size([2, 4, 6])
     """
     _check_value(key, value)
-    if not 0 <= dropout_p <= 1:
-        raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")
+    check_probability("dropout_p", dropout_p)
     weights = _weights(query, key, attn_mask, is_causal, scale, enable_gqa)  # (..., H, L, S)
     if enable_gqa:
         value = _repeat_heads(value, weights.shape[-3])
@@ -113,15 +113,16 @@ def additive_attention(
     """Mix the values by scores that a small network computes for each query and key.
 
     The score of a query q and a key k is w_score · tanh(w_query q + w_key k). Query and key may
-    differ in width; the price is an intermediate of (..., L, S, A) numbers.
+    differ in width; the price is an intermediate of (..., L, S, U) numbers, U being
+    the width of the network's hidden layer.
 
     Args:
         query: (..., L, Dq).
         key: (..., S, Dk).
         value: (..., S, Dv).
-        w_query: (A, Dq).
-        w_key: (A, Dk).
-        w_score: (A,).
+        w_query: (U, Dq).
+        w_key: (U, Dk).
+        w_score: (U,).
         attn_mask: broadcastable to (..., L, S), as for `scaled_dot_product_attention`.
 
     Returns:
@@ -149,10 +150,10 @@ def additive_attention(
     for name, weight, x in (("w_query", w_query, query), ("w_key", w_key, key)):
         if tuple(weight.shape) != (hidden_dim, x.shape[-1]):
             raise ValueError(
-                f"{name} must be (A, {x.shape[-1]}) and w_score (A,), "
+                f"{name} must be (U, {x.shape[-1]}) and w_score (U,), "
                 f"got {tuple(weight.shape)} and {tuple(w_score.shape)}"
             )
-    hidden = (query @ w_query.T).unsqueeze(-2) + (key @ w_key.T).unsqueeze(-3)  # (..., L, S, A)
+    hidden = (query @ w_query.T).unsqueeze(-2) + (key @ w_key.T).unsqueeze(-3)  # (..., L, S, U)
     scores = torch.tanh(hidden) @ w_score  # (..., L, S)
     check_mask(attn_mask, scores.shape)
     weights = _masked_softmax(scores, attn_mask)
@@ -215,7 +216,10 @@ def _weights(
     L, S = query.shape[-2], key.shape[-2]
     check_mask(attn_mask, torch.Size([*leading, L, S]), is_causal)
 
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    else:
+        check_number("scale", scale)
     # Half precision has too few digits for large scores: compute as torch does, in float32.
     dtype = torch.promote_types(query.dtype, torch.float32)
     scores = (query.to(dtype) * scale) @ key.to(dtype).mT  # (..., H, L, S)

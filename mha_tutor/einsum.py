@@ -82,7 +82,7 @@ class EinsumExplanation:
         steps = math.prod(letter.size for letter in self.letters)
         if steps > MAX_STEPS:
             raise ValueError(f"the loop has {steps:,} steps; run_loop takes at most {MAX_STEPS:,}")
-        copies = [x.detach().cpu().to(_loop_dtype(x.dtype)) for x in self._operands]
+        copies = [x.cpu().to(_loop_dtype(x.dtype)) for x in self._operands]
         return _run(self.loop_code, [x.numpy(force=True) for x in copies])
 
     def run_matmul(self) -> torch.Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mha_tutor.attention import attention_weights, check_mask
+from mha_tutor.checks import check_integer, check_probability
 from mha_tutor.heads import head_dim_of, merge_heads, split_heads
 
 __all__ = ["MultiHeadAttention"]
@@ -28,7 +29,7 @@ class MultiHeadAttention(nn.Module):
 
     Raises:
         ValueError: H does not divide E, a width is less than 1, or dropout is not a probability.
-        TypeError: num_heads is not an integer.
+        TypeError: a size is not an integer, or dropout not a number.
 
     Source:
         Vaswani et al., "Attention Is All You Need" (2017), section 3.2.2.
@@ -53,10 +54,8 @@ class MultiHeadAttention(nn.Module):
         kdim = embed_dim if kdim is None else kdim
         vdim = embed_dim if vdim is None else vdim
         for name, width in (("embed_dim", embed_dim), ("kdim", kdim), ("vdim", vdim)):
-            if width < 1:
-                raise ValueError(f"{name} must be at least 1, got {width}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
+            check_integer(name, width, least=1)
+        check_probability("dropout", dropout)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = head_dim_of(embed_dim, num_heads)

@@ -12,16 +12,17 @@ PACKAGE = Path(mha_tutor.__file__).parent
 # Who may import whom inside the package: arrows point down only.
 ARROWS = {
     "__main__": {"cli"},
-    "attention": {"masks"},
+    "attention": {"checks", "masks"},
     "benchmark": {"multihead"},
+    "checks": set(),
     "cli": {"contract"},
     "contract": {"attention", "heads", "masks", "multihead", "reference"},
     "devices": set(),
     "einsum": set(),
     "examples": set(),
-    "heads": set(),
-    "masks": set(),
-    "multihead": {"attention", "heads"},
+    "heads": {"checks"},
+    "masks": {"checks"},
+    "multihead": {"attention", "checks", "heads"},
     "plotting": set(),
     "reference": set(),
 }

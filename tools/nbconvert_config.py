@@ -11,8 +11,6 @@ c.NbConvertApp.export_format = "notebook"
 c.FilesWriter.build_directory = ""  # in place, with use_output_suffix below
 c.NbConvertApp.use_output_suffix = False
 
-c.CoalesceStreamsPreprocessor.enabled = True
-
 c.ExecutePreprocessor.enabled = True
 c.ExecutePreprocessor.record_timing = False
 c.ExecutePreprocessor.timeout = 600
@@ -40,4 +38,8 @@ def normalize(nb, resources):
     return nb, resources
 
 
-c.NotebookExporter.preprocessors = [normalize]
+# After the run: merge what a cell printed, however it was cut on its way here.
+c.NotebookExporter.preprocessors = [
+    "nbconvert.preprocessors.CoalesceStreamsPreprocessor",
+    normalize,
+]
