@@ -79,6 +79,10 @@ def test_a_layer_with_other_names_that_is_causal_by_itself():
     verdicts = {f.name: f.verdict for f in report.findings}
     assert verdicts["permutation"] == Verdict.NOT_APPLICABLE
     assert verdicts["parity"] == verdicts["future"] == Verdict.HOLDS
+    found = check(Plain())
+    assert found, found
+    assert "taken for causal by itself" in str(found)
+    assert not check(Plain(), causal=False)
     assert check(Plain(shift=1), causal=True).names == ("causal-sees-one-ahead",)
 
 

@@ -13,7 +13,7 @@ from mha_tutor.contract.diagnosis import diagnose
 from mha_tutor.contract.parts import MASK_KINDS, check_mask_function, check_merge, check_split
 from mha_tutor.contract.properties import PROPERTIES, NotApplicable, Problem, Property
 from mha_tutor.contract.report import Finding, Report, Verdict
-from mha_tutor.contract.subjects import FunctionSubject, ModuleSubject, Subject
+from mha_tutor.contract.subjects import FunctionSubject, Inputs, ModuleSubject, Subject
 from mha_tutor.contract.watch import CandidateError, Clock, OutOfTime
 
 __all__ = ["check"]
@@ -56,7 +56,7 @@ def check(
         embed_dim: width of a module, where it cannot be read from it.
         num_heads: H of a module, where it cannot be read from it.
         batch_first: whether a module takes (B, L, E), or (L, B, E).
-        causal: whether a module is causal by itself.
+        causal: whether a module is causal by itself; found out if None.
         mask_true: what True means in the candidate's boolean masks, "attend" or "hide".
         black_box: judge a module from outside, whatever its parameters are called.
         adapter: how to call a module, where all this is not enough.
@@ -105,6 +105,12 @@ def check(
                 black_box=black_box,
             )
             subject = ModuleSubject(candidate, adapter, title, device, clock, inverted, seed)
+            if causal is None and _is_causal_by_itself(subject):
+                subject.causal = True
+                subject.notes.append(
+                    "No token sees the future, so it is taken for causal by itself; say "
+                    "causal=False if it should not be."
+                )
         subject.conventions = AS_TORCH | subject.conventions
         if inverted:
             subject.conventions["polarity"] = "True means “may not attend”, as the caller says."
@@ -115,6 +121,24 @@ def check(
     finally:
         torch.set_rng_state(state)
         torch.set_num_threads(threads)
+
+
+def _is_causal_by_itself(subject: ModuleSubject) -> bool:
+    """Tell whether a layer of one input, with no such option, hides the future from each token."""
+    if not subject.self_attention or subject.takes_causal or subject.causal:
+        return False
+    try:
+        x = subject.draw(subject.main, 0).query
+        before = subject.call(Inputs(x))
+        for j in range(1, x.shape[1]):
+            changed = x.clone()
+            changed[:, j] += 1.0
+            moved = (subject.call(Inputs(changed)) - before).abs().amax((0, 2)) > subject.tol
+            if moved[:j].any() or not moved[j:].all():
+                return False
+    except (CandidateError, RuntimeError):
+        return False
+    return True
 
 
 def _check_subject(subject: Subject, seed: int) -> Report:
