@@ -9,6 +9,7 @@ from mha_tutor.attention import (
     attention_weights,
     scaled_dot_product_attention,
 )
+from mha_tutor.contract import check
 from mha_tutor.devices import available_devices, default_device
 from mha_tutor.einsum import explain_einsum
 from mha_tutor.follow import compare, follow, follow_mask
@@ -24,6 +25,7 @@ __all__ = [
     "attention_weights",
     "available_devices",
     "causal_mask",
+    "check",
     "combine_masks",
     "compare",
     "default_device",

@@ -11,9 +11,12 @@ PACKAGE = Path(mha_tutor.__file__).parent
 
 # Who may import whom inside the package: arrows point down only.
 ARROWS = {
+    "__main__": {"cli"},
     "attention": {"checks", "masks"},
     "benchmark": {"multihead"},
     "checks": set(),
+    "cli": {"contract"},
+    "contract": {"attention", "heads", "masks", "multihead", "reference"},
     "devices": set(),
     "einsum": {"figures"},
     "examples": set(),
