@@ -142,10 +142,11 @@ class Lookup:
 
     The best of h heads: given all keys, the weights are fixed numbers, and what the layer makes of
     feature f of the values is Σ_s c_s v_sf with c in the span of the h rows of weights. The values
-    are white, so the squared error for the value of item s is at least 1 − |P e_s|², P being
-    the projection on that span and e_s the row that looks at item s alone. Over the K items
-    Σ |P e_s|² ≤ trace P ≤ h: an error of 1 − h/K at least on average, whatever the keys. K heads
-    can reach 0 only in the limit of sharp weights, and if D is wide enough to tell keys apart.
+    are white, so the squared error for the value of item s is at least 1 − r_s: r_s is the
+    squared length of the projection, on that span, of the row that looks at item s alone. Over
+    the K items the r_s add up to the trace of the projection at most, which is h at most: an
+    error of 1 − h/K at least on average, whatever the keys. K heads can reach 0 only in the limit
+    of sharp weights, and if D is wide enough to tell keys apart.
 
     Args:
         places: K, how many items each query asks for.
