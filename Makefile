@@ -18,7 +18,7 @@ FONTS := -c 'import matplotlib.font_manager'
 
 .DEFAULT_GOAL := help
 .PHONY: help venv book serve test lint test-package test-notebooks test-site test-gpu \
-        notebooks experiments screenshots repository bench clean
+        notebooks experiments mutants screenshots repository bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ repository: $(READY) ## make URL= the project's home, everywhere it is said
 
 bench: $(READY) ## measure the layer against its parts; prints a table of ratios
 	$(BIN)/python -m mha_tutor.benchmark
+
+mutants: $(READY) ## put the contract to the test in full; writes book/data/contract.json
+	$(BIN)/python -m mha_tutor.contract.trial book/data/contract.json --unseen tests/unseen_bugs.py
 
 clean: ## remove what was built, .venv included
 	rm -rf $(VENV) _build

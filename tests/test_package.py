@@ -11,17 +11,23 @@ PACKAGE = Path(mha_tutor.__file__).parent
 
 # Who may import whom inside the package: arrows point down only.
 ARROWS = {
+    "__main__": {"cli"},
     "attention": {"checks", "masks"},
     "benchmark": {"multihead"},
     "checks": set(),
+    "cli": {"contract"},
+    "contract": {"attention", "heads", "masks", "multihead", "reference"},
     "devices": set(),
-    "einsum": set(),
+    "einsum": {"figures"},
     "examples": set(),
     "experiments": {"checks", "multihead"},
+    "figures": {"palette"},
+    "follow": {"figures", "heads", "palette"},
     "heads": {"checks"},
     "masks": {"checks"},
     "multihead": {"attention", "checks", "heads"},
-    "plotting": set(),
+    "palette": set(),
+    "plotting": {"palette"},
     "reference": set(),
 }
 
