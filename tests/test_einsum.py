@@ -510,7 +510,7 @@ class Outline(HTMLParser):
 
 def tables_of(explained):
     """Return what stands above the figure, which has tests of its own."""
-    tables, figure, _ = explained._repr_html_().partition('<div class="mf')
+    tables, figure, _ = explained._repr_html_().partition('<div class="mha')
     assert figure
     return f"{tables}</div>"
 

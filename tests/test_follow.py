@@ -419,7 +419,7 @@ def test_figures_are_the_same_bytes_and_share_no_names():
     assert one._repr_html_() == same._repr_html_()
     assert repr(one) == repr(same)
     other = running_example(5)._repr_html_()
-    names = [re.search(r'class="mf (f\w+)"', m).group(1) for m in (one._repr_html_(), other)]
+    names = [re.search(r'class="mha (f\w+)"', m).group(1) for m in (one._repr_html_(), other)]
     assert names[0] != names[1]
     # what is not scoped by that name must be the same in all figures
     for markup, name in zip((one._repr_html_(), other), names, strict=True):
@@ -663,7 +663,7 @@ def test_an_entry_lights_what_it_is_summed_from(spec, shapes):
     out = torch.einsum(spec, *operands)
     explained = mha_tutor.explain_einsum(spec, *operands)
     markup = explained._repr_html_()
-    figure = Figure(markup[markup.index('<div class="mf') :].removesuffix("\n</div>"))
+    figure = Figure(markup[markup.index('<div class="mha') :].removesuffix("\n</div>"))
     assert len(figure.elements) == out.numel()
     for element, index in zip(figure.elements, np.ndindex(*out.shape), strict=True):
         grads = torch.autograd.grad(out[index], operands, retain_graph=True)

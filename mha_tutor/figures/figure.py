@@ -135,7 +135,7 @@ class Figure:
         rules = self._rules()
         name = "f" + hashlib.sha256((rules + body).encode()).hexdigest()[:7]
         style = CSS + rules.replace("§", f".{name} ")
-        return f'<div class="mf {name}"><style>\n{style}</style>\n{body}</div>'
+        return f'<div class="mha {name}"><style>\n{style}</style>\n{body}</div>'
 
     def _rules(self) -> str:
         """Write what differs from figure to figure: where each panel stands, for each width."""
@@ -267,61 +267,61 @@ def _letter(i: int) -> str:
 
 
 _TINTS = "".join(
-    f'.mf .q{h}{{--c:{color};--g:"{glyph}"}}\n'
+    f'.mha .q{h}{{--c:{color};--g:"{glyph}"}}\n'
     for h, (color, glyph) in enumerate(zip(HEAD_COLORS, HEAD_GLYPHS, strict=True))
 )
 CSS = f"""\
-.mf{{container-type:inline-size;min-width:18em;overflow-x:auto;padding:3px;margin-top:.6em;\
+.mha{{container-type:inline-size;min-width:18em;overflow-x:auto;padding:3px;margin-top:.6em;\
 font:13px/{LINE} system-ui,sans-serif;text-align:left;print-color-adjust:exact}}
-.mf p{{margin:0 0 .8em;font-size:1em}}
-.mf p span{{white-space:nowrap}}
-.mf .g,.mf form{{position:relative;margin:0;break-inside:avoid}}
-.mf .p{{position:absolute;left:calc(var(--X)*1em);top:calc(var(--Y)*1em)}}
-.mf .p>*{{display:block;white-space:pre;font-size:{SMALL}em;line-height:1.53;opacity:.8}}
-.mf .p>b,.mf samp,.mf u{{font:600 {CODE}em/1.53 monospace;opacity:1}}
-.mf .p>[aria-hidden]{{font-size:1em;opacity:1}}
-.mf .p>.t{{position:absolute;top:calc((var(--m) - 1.2)*1em/{SMALL})}}
-.mf .p>samp,.mf u{{all:unset;position:absolute;white-space:pre;font:{CODE}em/{LINE} monospace;\
+.mha p{{margin:0 0 .8em;font-size:1em}}
+.mha p span{{white-space:nowrap}}
+.mha .g,.mha form{{position:relative;margin:0;break-inside:avoid}}
+.mha .p{{position:absolute;left:calc(var(--X)*1em);top:calc(var(--Y)*1em)}}
+.mha .p>*{{display:block;white-space:pre;font-size:{SMALL}em;line-height:1.53;opacity:.8}}
+.mha .p>b,.mha samp,.mha u{{font:600 {CODE}em/1.53 monospace;opacity:1}}
+.mha .p>[aria-hidden]{{font-size:1em;opacity:1}}
+.mha .p>.t{{position:absolute;top:calc((var(--m) - 1.2)*1em/{SMALL})}}
+.mha .p>samp,.mha u{{all:unset;position:absolute;white-space:pre;font:{CODE}em/{LINE} monospace;\
 left:0;top:calc(var(--u)*1em/{CODE})}}
-.mf .r,.mf .p small,.mf var,.mf i,.mf .k b,.mf .k s,.mf em{{all:unset;position:absolute;\
+.mha .r,.mha .p small,.mha var,.mha i,.mha .k b,.mha .k s,.mha em{{all:unset;position:absolute;\
 box-sizing:border-box;left:calc(var(--x)*1em);top:calc((var(--t) + var(--y))*1em);\
 border:1px solid color-mix(in srgb,currentcolor 35%,transparent)}}
-.mf .r{{border-radius:4px}}
-.mf .r s{{all:unset;display:block;font-size:{SMALL}em;line-height:{LABEL / SMALL:.2f};\
+.mha .r{{border-radius:4px}}
+.mha .r s{{all:unset;display:block;font-size:{SMALL}em;line-height:{LABEL / SMALL:.2f};\
 padding-left:.3em;opacity:.8}}
-.mf .p small{{border:0;font-size:{SMALL}em;opacity:.8;line-height:{1.4 / SMALL:.2f};\
+.mha .p small{{border:0;font-size:{SMALL}em;opacity:.8;line-height:{1.4 / SMALL:.2f};\
 top:calc((var(--m) + var(--y))*1em/{SMALL});left:0}}
-.mf var,.mf i,.mf .k b,.mf .k s,.mf em{{text-align:center;height:{CELL}em;\
+.mha var,.mha i,.mha .k b,.mha .k s,.mha em{{text-align:center;height:{CELL}em;\
 width:calc(var(--w)*1em);line-height:{CELL - 0.1}em;\
 background:color-mix(in srgb,var(--c,transparent) 30%,transparent)}}
-.mf i,.mf .k b,.mf .k s,.mf input{{left:calc((var(--X) + var(--x))*1em);\
+.mha i,.mha .k b,.mha .k s,.mha input{{left:calc((var(--X) + var(--x))*1em);\
 top:calc((var(--Y) + var(--t) + var(--y))*1em);cursor:pointer;touch-action:manipulation}}
-.mf .k b{{font-size:{SMALL}em;height:{1.4 / SMALL:.3f}em;width:calc(var(--v)*1em/{SMALL});\
+.mha .k b{{font-size:{SMALL}em;height:{1.4 / SMALL:.3f}em;width:calc(var(--v)*1em/{SMALL});\
 line-height:{1.3 / SMALL:.3f}em;left:calc((var(--X) + var(--p))*1em/{SMALL});\
 top:calc((var(--Y) + var(--m) + var(--q))*1em/{SMALL})}}
-.mf .k .f{{opacity:.45}}
-.mf var.x{{background-image:{HATCH}}}
-.mf i::after,.mf var::after,.mf em::after{{content:var(--g,"");position:absolute;right:1px;top:1px;\
-font-size:.5em;line-height:1;color:color-mix(in srgb,var(--c) 70%,currentcolor)}}
-.mf em{{position:relative;display:inline-block;top:0;left:0;width:1.3em;height:1.3em;\
+.mha .k .f{{opacity:.45}}
+.mha var.x{{background-image:{HATCH}}}
+.mha i::after,.mha var::after,.mha em::after{{content:var(--g,"");position:absolute;right:1px;\
+top:1px;font-size:.5em;line-height:1;color:color-mix(in srgb,var(--c) 70%,currentcolor)}}
+.mha em{{position:relative;display:inline-block;top:0;left:0;width:1.3em;height:1.3em;\
 vertical-align:-.25em;margin-left:.8em}}
-.mf u{{left:calc(var(--X)*1em/{CODE} + var(--n)*1ch);pointer-events:none;opacity:0;\
+.mha u{{left:calc(var(--X)*1em/{CODE} + var(--n)*1ch);pointer-events:none;opacity:0;\
 top:calc((var(--Y) + var(--u))*1em/{CODE} + var(--l)*{LINE}em)}}
-.mf u:not([class]){{left:0;top:0}}
-.mf u::before{{position:absolute;opacity:0;width:0}}
-.mf input{{position:absolute;margin:0;width:{CELL}em;height:{CELL}em}}
-.mf input,.mf .k s{{opacity:0;pointer-events:none}}
-.mf label+label input:not(:checked),.mf .k:has(label+label :checked) label:first-child input\
+.mha u:not([class]){{left:0;top:0}}
+.mha u::before{{position:absolute;opacity:0;width:0}}
+.mha input{{position:absolute;margin:0;width:{CELL}em;height:{CELL}em}}
+.mha input,.mha .k s{{opacity:0;pointer-events:none}}
+.mha label+label input:not(:checked),.mha .k:has(label+label :checked) label:first-child input\
 {{display:none}}
-.mf .k:has(:checked) :is(i,b){{box-shadow:0 0 0 2px currentcolor;z-index:1}}
+.mha .k:has(:checked) :is(i,b){{box-shadow:0 0 0 2px currentcolor;z-index:1}}
 """
 CSS += """\
-:is(.mf:not(:has(.k:hover)) .k:has(:checked),.mf .k:has(:focus-visible),\
-.mf:not(:has(:focus-visible)) .k:hover){
+:is(.mha:not(:has(.k:hover)) .k:has(:checked),.mha .k:has(:focus-visible),\
+.mha:not(:has(:focus-visible)) .k:hover){
 & :is(i,b,s){background:#ffd54a!important;color:#111;font-weight:700;\
 box-shadow:0 0 0 2px #111,0 0 0 3px #ffd54a;opacity:1;z-index:2;forced-color-adjust:none}
 & b{box-shadow:0 0 0 1.5px #111,0 0 0 2.5px #ffd54a}
 & u[class]{opacity:1}}
-.mf .k:has(:focus-visible) :is(i,b){outline:3px solid #1a73e8;outline-offset:3px}
+.mha .k:has(:focus-visible) :is(i,b){outline:3px solid #1a73e8;outline-offset:3px}
 """
 CSS += _TINTS

@@ -32,7 +32,7 @@ SCHEMES = {"light": "background:#fff;color:#111", "dark": "background:#121212;co
 # readings; whether the page asks for something or is too wide.
 SEE = """
 (n) => {
-  const figure = document.querySelectorAll(".mf")[n];
+  const figure = document.querySelectorAll(".mha")[n];
   const box = (e) => e.getBoundingClientRect();
   const middle = (r) => [r.left + r.width / 2, r.top + r.height / 2];
   const holds = (r, [x, y]) => r.left <= x && x <= r.right && r.top <= y && y <= r.bottom;
@@ -132,7 +132,7 @@ def open_page(browser, figures, tmp_path):
 
 def cell(page, n, element, selector):
     """Return the one cell of an element that the selector names."""
-    return page.locator(".mf").nth(n).locator(".k").nth(element).locator(selector)
+    return page.locator(".mha").nth(n).locator(".k").nth(element).locator(selector)
 
 
 def check_lit(page, element, n=0):
@@ -282,7 +282,7 @@ def test_figures_fit_the_screen_and_can_be_read(open_page, screen, scheme):
     page = open_page("follow", "compare", "mask", "einsum", screen=screen, scheme=scheme)
     width = SCREENS[screen][0]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    tops = page.locator(".mf").first.locator(".p").evaluate_all("ps => ps.map(p => p.offsetTop)")
+    tops = page.locator(".mha").first.locator(".p").evaluate_all("ps => ps.map(p => p.offsetTop)")
     assert len(set(tops)) == (1 if screen == "desktop" else len(STAGES))
     ink = page.evaluate("getComputedStyle(document.body).color")
     looks = page.locator(".k i").evaluate_all(
@@ -337,3 +337,34 @@ def test_an_entry_lights_the_two_rows_it_is_summed_from(open_page):
         rows = [("b", i, q, h, d) for d in range(2)] + [("c", i, k, h, d) for d in range(2)]
         assert places == [("a", i, h, q, k), *rows]
         assert all(c["text"] == c["under"] for c in lit if c["tag"] == "s")
+
+
+# --- the same figures where readers meet them
+
+
+@each_screen
+def test_chapter_2_lights_44_at_every_stage(browser, base, screen):
+    width, height = SCREENS[screen]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(f"{base}/book/02_reshape_into_heads.html", wait_until="domcontentloaded")
+    check_lit(page, 44)  # at first
+    cell(page, 0, 9, "i.b").hover()
+    check_lit(page, 9)
+    cell(page, 0, 44, "i.c").hover()
+    check_lit(page, 44)
+    cell(page, 0, 9, "i.d").click()
+    page.locator("h1").hover()
+    check_lit(page, 9)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+def test_figures_leave_code_alone(browser, base):
+    """No name in a figure's style is one that colors code, such as .mf, a float."""
+    page = browser.new_page()
+    page.goto(f"{base}/book/01_split_y_equals_ax.html", wait_until="domcontentloaded")
+    paddings = page.locator(".highlight span").evaluate_all(
+        "spans => [...new Set(spans.map(s => getComputedStyle(s).padding))]"
+    )
+    assert paddings == ["0px"]
+    page.close()
