@@ -353,7 +353,7 @@ def test_chapter_2_lights_44_at_every_stage(browser, base, screen):
     cell(page, 0, 44, "i.c").hover()
     check_lit(page, 44)
     cell(page, 0, 9, "i.d").click()
-    page.locator("h1").hover()
+    page.locator("article h1").first.hover()
     check_lit(page, 9)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
