@@ -12,13 +12,14 @@ PACKAGE = Path(mha_tutor.__file__).parent
 # Who may import whom inside the package: arrows point down only.
 ARROWS = {
     "attention": {"masks"},
+    "backends": {"attention", "masks"},
     "benchmark": {"multihead"},
     "devices": set(),
     "einsum": set(),
     "examples": set(),
     "heads": set(),
     "masks": set(),
-    "multihead": {"attention", "heads"},
+    "multihead": {"attention", "backends", "heads"},
     "plotting": set(),
     "reference": set(),
 }
