@@ -82,8 +82,9 @@ screenshots: book ## picture every page (desktop and phone, light and dark) into
 repository: $(READY) ## make URL= the project's home, everywhere it is said
 	$(BIN)/python tools/repository.py "$(URL)"
 
-bench: $(READY) ## measure the layer against its parts; prints a table of ratios
-	$(BIN)/python -m mha_tutor.benchmark
+bench: $(READY) ## measure the backends, then the layer against its parts; prints tables
+	$(BIN)/python -m mha_tutor.benchmark backends
+	$(BIN)/python -m mha_tutor.benchmark layers
 
 clean: ## remove what was built, .venv included
 	rm -rf $(VENV) _build

@@ -179,16 +179,16 @@ def test_equals_the_reference(backend, dtype, mask):
             assert error(grad, expected_grad, dtype) <= grad_bound, (family, name)
 
 
-def _flex_cases():
-    yield from (("float32", mask, "longer key") for mask in MASKS)
-    yield from ((dtype, "causal", "longer query") for dtype in ("float16", "bfloat16"))
-    yield from (("float32", mask, "grouped") for mask in ("causal", "window"))
-    yield "float32", "window", "many blocks"
-    yield "float32", "causal", "wide value"
+FLEX_CASES = [
+    *(("float32", mask, "longer key") for mask in MASKS if mask != "padding"),
+    ("bfloat16", "causal", "longer query"),
+    ("float32", "window", "grouped"),
+]
 
 
-# Each case is compiled: seconds.
-@pytest.mark.parametrize(("dtype", "mask", "family"), list(_flex_cases()))
+# Each case is compiled: seconds. (Torch's own compiler still uses what torch deprecates.)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("dtype", "mask", "family"), FLEX_CASES)
 def test_flex_equals_the_reference(dtype, mask, family):
     dtype = getattr(torch, dtype)
     reason = available_backends(CPU, dtype)["flex"]

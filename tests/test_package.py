@@ -13,7 +13,7 @@ PACKAGE = Path(mha_tutor.__file__).parent
 ARROWS = {
     "attention": {"masks"},
     "backends": {"attention", "masks"},
-    "benchmark": {"multihead"},
+    "benchmark": {"backends", "multihead"},
     "devices": set(),
     "einsum": set(),
     "examples": set(),
