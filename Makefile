@@ -11,9 +11,14 @@ READY     := $(VENV)/.ready
 NOTEBOOKS := $(sort $(wildcard book/*.ipynb))
 NBVAL     := -m pytest --nbval --nbval-current-env
 
+# A font cache of our own, filled before a notebook runs: matplotlib writes about a cache that it
+# has to build, or shares with another version of itself, into the outputs.
+export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
+FONTS := -c 'import matplotlib.font_manager'
+
 .DEFAULT_GOAL := help
 .PHONY: help venv book serve test lint test-package test-notebooks test-site test-gpu \
-        notebooks screenshots repository bench clean
+        notebooks experiments mutants screenshots repository bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +32,7 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 	@echo "== Setting up $(VENV); the first time this takes a minute or more"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python $(FONTS)
 	@touch $@
 
 book: $(READY) ## build the site into _build/html
@@ -54,7 +60,7 @@ lint: $(READY) ## check style and format, notebooks too
 
 test-package: $(READY) ## test the package, its doctests and the notebooks as files
 	@echo "== Package"
-	$(BIN)/python -m pytest -n $(JOBS) --ignore=tests/site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --ignore=tests/site
 
 test-notebooks: $(READY) ## run every notebook and compare it with its stored outputs
 	@echo "== Notebooks"
@@ -65,16 +71,21 @@ test-site: book ## build the site and read it in a headless Chromium
 	@echo "== Site"
 	$(BIN)/python -m pytest tests/site
 
+test-gpu: MPLCONFIGDIR := $(CURDIR)/_build/matplotlib
 test-gpu: ## test on CUDA, in the environment of PYTHON= as it is; fails without CUDA
 	@echo "== CUDA"
-	MHA_TUTOR_REQUIRE_GPU=1 $(PYTHON) -m pytest -m gpu --ignore=tests/site
+	MHA_TUTOR_REQUIRE_GPU=1 $(PYTHON) -m pytest -m gpu tests
 	@if $(PYTHON) -c 'import nbval' 2>/dev/null; then \
-	  echo "== Notebooks on CUDA"; MHA_TUTOR_DEVICE=cuda $(PYTHON) $(NBVAL) $(NOTEBOOKS); \
+	  echo "== Notebooks on CUDA"; $(PYTHON) $(FONTS); MHA_TUTOR_DEVICE=cuda $(PYTHON) $(NBVAL) $(NOTEBOOKS); \
 	else echo "nbval is not installed for $(PYTHON): the notebooks were not run on CUDA"; fi
 
 notebooks: $(READY) ## run every notebook again, in place, with normalized metadata
 	@echo "== Running the notebooks"
 	$(BIN)/jupyter nbconvert --config tools/nbconvert_config.py $(NOTEBOOKS)
+	$(BIN)/python tools/readme_picture.py
+
+experiments: $(READY) ## train the digits sweep of chapter 7 again; takes some minutes
+	$(BIN)/python -m mha_tutor.experiments.digits
 
 screenshots: book ## picture every page (desktop and phone, light and dark) into OUT=
 	$(BIN)/python tools/screenshots.py $(OUT)
@@ -85,6 +96,9 @@ repository: $(READY) ## make URL= the project's home, everywhere it is said
 bench: $(READY) ## measure the backends, then the layer against its parts; prints tables
 	$(BIN)/python -m mha_tutor.benchmark backends
 	$(BIN)/python -m mha_tutor.benchmark layers
+
+mutants: $(READY) ## put the contract to the test in full; writes book/data/contract.json
+	$(BIN)/python -m mha_tutor.contract.trial book/data/contract.json --unseen tests/unseen_bugs.py
 
 clean: ## remove what was built, .venv included
 	rm -rf $(VENV) _build

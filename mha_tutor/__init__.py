@@ -9,8 +9,10 @@ from mha_tutor.attention import (
     attention_weights,
     scaled_dot_product_attention,
 )
+from mha_tutor.contract import check
 from mha_tutor.devices import available_devices, default_device
 from mha_tutor.einsum import explain_einsum
+from mha_tutor.follow import compare, follow, follow_mask
 from mha_tutor.heads import head_columns, head_rows, merge_heads, split_heads
 from mha_tutor.masks import causal_mask, combine_masks, padding_mask, sliding_window_mask
 from mha_tutor.multihead import MultiHeadAttention
@@ -23,9 +25,13 @@ __all__ = [
     "attention_weights",
     "available_devices",
     "causal_mask",
+    "check",
     "combine_masks",
+    "compare",
     "default_device",
     "explain_einsum",
+    "follow",
+    "follow_mask",
     "head_columns",
     "head_rows",
     "merge_heads",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mha_tutor.checks import check_number, check_probability
 from mha_tutor.masks import causal_mask
 
 __all__ = ["additive_attention", "attention_weights", "scaled_dot_product_attention"]
@@ -54,7 +55,8 @@ def scaled_dot_product_attention(
         >>> scaled_dot_product_attention(query, key, value, is_causal=True).shape
         torch.Size([2, 4, 6])
     """
-    check_value(key, value, dropout_p)
+    check_value(key, value)
+    check_probability("dropout_p", dropout_p)
     weights = _weights(query, key, attn_mask, is_causal, scale, enable_gqa)  # (..., H, L, S)
     if enable_gqa:
         value = _repeat_heads(value, weights.shape[-3])
@@ -111,15 +113,16 @@ def additive_attention(
     """Mix the values by scores that a small network computes for each query and key.
 
     The score of a query q and a key k is w_score · tanh(w_query q + w_key k). Query and key may
-    differ in width; the price is an intermediate of (..., L, S, A) numbers.
+    differ in width; the price is an intermediate of (..., L, S, U) numbers, U being
+    the width of the network's hidden layer.
 
     Args:
         query: (..., L, Dq).
         key: (..., S, Dk).
         value: (..., S, Dv).
-        w_query: (A, Dq).
-        w_key: (A, Dk).
-        w_score: (A,).
+        w_query: (U, Dq).
+        w_key: (U, Dk).
+        w_score: (U,).
         attn_mask: broadcastable to (..., L, S), as for `scaled_dot_product_attention`.
 
     Returns:
@@ -147,10 +150,10 @@ def additive_attention(
     for name, weight, x in (("w_query", w_query, query), ("w_key", w_key, key)):
         if tuple(weight.shape) != (hidden_dim, x.shape[-1]):
             raise ValueError(
-                f"{name} must be (A, {x.shape[-1]}) and w_score (A,), "
+                f"{name} must be (U, {x.shape[-1]}) and w_score (U,), "
                 f"got {tuple(weight.shape)} and {tuple(w_score.shape)}"
             )
-    hidden = (query @ w_query.T).unsqueeze(-2) + (key @ w_key.T).unsqueeze(-3)  # (..., L, S, A)
+    hidden = (query @ w_query.T).unsqueeze(-2) + (key @ w_key.T).unsqueeze(-3)  # (..., L, S, U)
     scores = torch.tanh(hidden) @ w_score  # (..., L, S)
     check_mask(attn_mask, scores.shape)
     weights = _masked_softmax(scores, attn_mask)
@@ -216,6 +219,8 @@ def check_query(
         )
     if query.shape[-1] == 0 and scale is None:
         raise ValueError("head_dim must be at least 1 when scale is None, got 0")
+    if scale is not None:
+        check_number("scale", scale)
     if enable_gqa:
         _check_groups(query, key)
         leading = _leading_shape(query, key[..., :1, :, :])
@@ -226,11 +231,11 @@ def check_query(
     return scores_shape
 
 
-def check_value(key: Tensor, value: Tensor, dropout_p: float = 0.0) -> None:
-    """Refuse a value that does not fit the key, or a dropout that is no probability.
+def check_value(key: Tensor, value: Tensor) -> None:
+    """Refuse a value that does not fit the key.
 
     Raises:
-        ValueError: shapes or devices do not fit together, or `dropout_p` is not in [0, 1].
+        ValueError: shapes or devices do not fit together.
         TypeError: an argument is not a tensor, or has a dtype that cannot be used.
     """
     _check_matrices(key=key, value=value)
@@ -243,8 +248,6 @@ def check_value(key: Tensor, value: Tensor, dropout_p: float = 0.0) -> None:
             "key and value must have the same leading dimensions, "
             f"got {tuple(key.shape)} and {tuple(value.shape)}"
         )
-    if not 0 <= dropout_p <= 1:
-        raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")
 
 
 def _weights(

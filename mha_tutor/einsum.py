@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from mha_tutor.figures.einsum import einsum_figure
+from mha_tutor.figures.figure import MOST_PANELS
+
 __all__ = ["EinsumExplanation", "Letter", "explain_einsum"]
 
 MAX_LETTERS = 20  # Python compiles at most 20 nested loops
@@ -117,6 +120,8 @@ class EinsumExplanation:
         parts += [f"<p>Note: {note}.</p>" for note in self.notes]
         parts.append(f"<div>As a loop:<pre>{self.loop_code}</pre></div>")
         parts.append(f"<div>As a matmul: {matmul}</div>")
+        if all(letter.size for letter in self.letters) and len(self.shapes) < MOST_PANELS:
+            parts.append(einsum_figure(self.full_spec, self._operands).html())
         return '<div style="overflow-x: auto">\n' + "\n".join(parts) + "\n</div>"
 
 

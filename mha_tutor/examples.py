@@ -68,7 +68,7 @@ def four_tokens(
 def projection_weights(
     *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return W_q, W_k, W_v and W_o for the running example with three heads of two features.
+    """Return W_Q, W_K, W_V and W_O for the running example with three heads of two features.
 
     Args:
         dtype: of the results.

@@ -2,6 +2,8 @@
 
 from typing import TypeVar
 
+from mha_tutor.checks import check_integer
+
 __all__ = ["head_columns", "head_rows", "merge_heads", "split_heads"]
 
 # A NumPy array, a torch tensor, or anything else with `shape`, `reshape` and `swapaxes`.
@@ -21,15 +23,14 @@ def split_heads(x: Array, num_heads: int) -> Array:
 
     Raises:
         ValueError: H does not divide E, or x has fewer than two dimensions.
+        TypeError: x is no array, or num_heads no integer.
 
     Example:
         >>> import torch
         >>> split_heads(torch.arange(48).reshape(2, 4, 6), num_heads=3).shape
         torch.Size([2, 3, 4, 2])
     """
-    if len(x.shape) < 2:
-        raise ValueError(f"x must have the shape (..., L, E), got {tuple(x.shape)}")
-    *leading, length, embed_dim = x.shape
+    *leading, length, embed_dim = _shape("x", x, "(..., L, E)", least=2)
     head_dim = head_dim_of(embed_dim, num_heads)
     x = x.reshape(*leading, length, num_heads, head_dim)  # (..., L, H, D)
     return x.swapaxes(-2, -3)  # (..., H, L, D)
@@ -46,6 +47,7 @@ def merge_heads(x: Array) -> Array:
 
     Raises:
         ValueError: x has fewer than three dimensions.
+        TypeError: x is no array.
 
     Example:
         >>> import torch
@@ -53,9 +55,7 @@ def merge_heads(x: Array) -> Array:
         >>> torch.equal(merge_heads(split_heads(x, num_heads=3)), x)
         True
     """
-    if len(x.shape) < 3:
-        raise ValueError(f"x must have the shape (..., H, L, D), got {tuple(x.shape)}")
-    *leading, num_heads, length, head_dim = x.shape
+    *leading, num_heads, length, head_dim = _shape("x", x, "(..., H, L, D)", least=3)
     x = x.swapaxes(-2, -3)  # (..., L, H, D)
     return x.reshape(*leading, length, num_heads * head_dim)
 
@@ -75,13 +75,14 @@ def head_rows(weight: Array, num_heads: int) -> Array:
 
     Raises:
         ValueError: H does not divide E, or weight is not a matrix.
+        TypeError: weight is no array, or num_heads no integer.
 
     Example:
         >>> import torch
         >>> head_rows(torch.zeros(6, 5), num_heads=3).shape
         torch.Size([3, 2, 5])
     """
-    rows, columns = _matrix_shape(weight)
+    rows, columns = _shape("weight", weight, "(rows, columns)", least=2, most=2)
     return weight.reshape(num_heads, head_dim_of(rows, num_heads), columns)
 
 
@@ -100,13 +101,14 @@ def head_columns(weight: Array, num_heads: int) -> Array:
 
     Raises:
         ValueError: H does not divide E, or weight is not a matrix.
+        TypeError: weight is no array, or num_heads no integer.
 
     Example:
         >>> import torch
         >>> head_columns(torch.zeros(5, 6), num_heads=3).shape
         torch.Size([3, 5, 2])
     """
-    rows, columns = _matrix_shape(weight)
+    rows, columns = _shape("weight", weight, "(rows, columns)", least=2, most=2)
     return weight.reshape(rows, num_heads, head_dim_of(columns, num_heads)).swapaxes(0, 1)
 
 
@@ -129,16 +131,16 @@ def head_dim_of(embed_dim: int, num_heads: int) -> int:
         ...
         ValueError: embed_dim (10) must be divisible by num_heads (3)
     """
-    if not hasattr(num_heads, "__index__"):
-        raise TypeError(f"num_heads must be an integer, got {num_heads!r}")
-    if num_heads < 1:
-        raise ValueError(f"num_heads must be at least 1, got {num_heads}")
+    check_integer("num_heads", num_heads, least=1)
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim ({embed_dim}) must be divisible by num_heads ({num_heads})")
     return embed_dim // num_heads
 
 
-def _matrix_shape(weight: Array) -> tuple[int, int]:
-    if len(weight.shape) != 2:
-        raise ValueError(f"weight must be a matrix, got the shape {tuple(weight.shape)}")
-    return tuple(weight.shape)
+def _shape(name: str, x: Array, shape: str, least: int, most: float = float("inf")) -> tuple:
+    """Return the shape of x, which must have from `least` to `most` axes."""
+    if not all(hasattr(x, needed) for needed in ("shape", "reshape", "swapaxes")):
+        raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {type(x).__name__}")
+    if not least <= len(x.shape) <= most:
+        raise ValueError(f"{name} must have the shape {shape}, got {tuple(x.shape)}")
+    return tuple(x.shape)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mha_tutor.checks import check_integer
+
 __all__ = ["causal_mask", "combine_masks", "padding_mask", "sliding_window_mask"]
 
 Device = torch.device | str | None
@@ -34,9 +36,9 @@ def causal_mask(L: int, S: int | None = None, *, offset: int = 0, device: Device
                 [1, 1, 1, 1]], dtype=torch.int32)
     """
     S = L if S is None else S
-    _check_count("L", L, 0)
-    _check_count("S", S, 0)
-    _check_integer("offset", offset)
+    check_integer("L", L, least=0)
+    check_integer("S", S, least=0)
+    check_integer("offset", offset)
     return torch.ones(L, S, dtype=torch.bool, device=device).tril(offset)
 
 
@@ -62,7 +64,10 @@ def padding_mask(
         tensor([[1, 0, 0, 0],
                 [1, 1, 1, 0]], dtype=torch.int32)
     """
-    lengths = torch.as_tensor(lengths, device=device)
+    try:
+        lengths = torch.as_tensor(lengths, device=device)
+    except (TypeError, ValueError):
+        raise TypeError(f"lengths must be integers, got {lengths!r}") from None
     if lengths.ndim != 1 or lengths.numel() == 0:
         raise ValueError(
             "lengths must hold one number for each sequence, shape (B,), "
@@ -71,7 +76,7 @@ def padding_mask(
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
     S = int(lengths.max()) if S is None else S
-    _check_count("S", S, 0)
+    check_integer("S", S, least=0)
     if lengths.min() < 0 or lengths.max() > S:
         raise ValueError(f"each length must be between 0 and S ({S}), got {lengths.tolist()}")
     positions = torch.arange(S, device=lengths.device)
@@ -103,7 +108,7 @@ def sliding_window_mask(L: int, window: int, *, device: Device = None) -> Tensor
                 [0, 1, 1, 0],
                 [0, 0, 1, 1]], dtype=torch.int32)
     """
-    _check_count("window", window, 1)
+    check_integer("window", window, least=1)
     return causal_mask(L, device=device).triu(1 - window)
 
 
@@ -139,14 +144,3 @@ def combine_masks(*masks: Tensor) -> Tensor:
     for mask in masks[1:]:
         combined = combined & mask
     return combined
-
-
-def _check_integer(name: str, number: int) -> None:
-    if not hasattr(number, "__index__") or isinstance(number, bool):
-        raise TypeError(f"{name} must be an integer, got {number!r}")
-
-
-def _check_count(name: str, number: int, least: int) -> None:
-    _check_integer(name, number)
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from mha_tutor.attention import attention_weights, check_mask
 from mha_tutor.backends import check_backend, check_window, run_backend
 from mha_tutor.backends.call import dense_mask
+from mha_tutor.checks import check_integer, check_probability
 from mha_tutor.heads import head_dim_of, merge_heads, split_heads
 
 __all__ = ["MultiHeadAttention"]
@@ -33,7 +34,7 @@ class MultiHeadAttention(nn.Module):
     Raises:
         ValueError: H does not divide E, a width or the window is less than 1, dropout is not a
             probability, or there is no such backend.
-        TypeError: num_heads or window is not an integer.
+        TypeError: a size or the window is not an integer, or dropout not a number.
 
     Source:
         Vaswani et al., "Attention Is All You Need" (2017), section 3.2.2.
@@ -60,10 +61,8 @@ class MultiHeadAttention(nn.Module):
         kdim = embed_dim if kdim is None else kdim
         vdim = embed_dim if vdim is None else vdim
         for name, width in (("embed_dim", embed_dim), ("kdim", kdim), ("vdim", vdim)):
-            if width < 1:
-                raise ValueError(f"{name} must be at least 1, got {width}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
+            check_integer(name, width, least=1)
+        check_probability("dropout", dropout)
         check_window(window)
         check_backend(backend)
         self.embed_dim = embed_dim

@@ -56,7 +56,7 @@ def attention_loop(
             "query (..., L, D), key (..., S, D) and value (..., S, Dv) must agree in '...', S and "
             f"D, got {query.shape}, {key.shape} and {value.shape}"
         )
-    scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
     bias = _as_bias(attn_mask, (*leading, num_queries, num_keys))
 
     output = np.zeros((*leading, num_queries, value_dim))

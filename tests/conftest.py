@@ -21,6 +21,13 @@ def pytest_sessionstart(session):
         )
 
 
+def pytest_ignore_collect(collection_path):
+    """Leave files without a GPU test alone when only those run: they may need more packages."""
+    if REQUIRE_GPU and collection_path.suffix == ".py":
+        return True if "mark.gpu" not in collection_path.read_text(encoding="utf-8") else None
+    return None
+
+
 def pytest_collection_modifyitems(items):
     """Skip what needs a GPU where there is none."""
     if torch.cuda.is_available():

@@ -472,6 +472,8 @@ q, k, v = torch.zeros(3, 5, 2), torch.zeros(3, 7, 2), torch.zeros(3, 7, 4)
         ((q[0], k[0], v[0]), {"enable_gqa": True}, ValueError, "enable_gqa needs a head axis"),
         ((q[..., :0], k[..., :0], v), {}, ValueError, "head_dim must be at least 1"),
         ((q, k, v), {"dropout_p": 1.5}, ValueError, r"between 0 and 1, got 1\.5"),
+        ((q, k, v), {"dropout_p": "0"}, TypeError, "dropout_p must be a number, got '0'"),
+        ((q, k, v), {"scale": "1"}, TypeError, "scale must be a number, got '1'"),
         ((q, k, v), {"dropout_p": -0.1}, ValueError, r"between 0 and 1, got -0\.1"),
         (
             (q, k, v, torch.ones(5, 7, dtype=torch.bool)),
@@ -498,9 +500,9 @@ def test_bad_input(args, kwargs, error, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({3: torch.zeros(11, 4)}, ValueError, r"w_query must be \(A, 3\)"),
-        ({4: torch.zeros(9, 2)}, ValueError, r"w_key must be \(A, 2\)"),
-        ({5: torch.zeros(11, 1)}, ValueError, r"and w_score \(A,\), got \(11, 3\) and \(11, 1\)"),
+        ({3: torch.zeros(11, 4)}, ValueError, r"w_query must be \(U, 3\)"),
+        ({4: torch.zeros(9, 2)}, ValueError, r"w_key must be \(U, 2\)"),
+        ({5: torch.zeros(11, 1)}, ValueError, r"and w_score \(U,\), got \(11, 3\) and \(11, 1\)"),
         ({2: torch.zeros(B, 6, DV)}, ValueError, "same length S, got 7 and 6"),
         ({0: torch.zeros(3, L, 3)}, ValueError, "leading dimensions of query and key"),
         ({5: torch.zeros(11).double()}, TypeError, "query and w_score must have the same dtype"),

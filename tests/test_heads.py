@@ -85,5 +85,13 @@ def test_too_few_dimensions_are_named():
         split_heads(torch.zeros(6), 3)
     with pytest.raises(ValueError, match=r"\(\.\.\., H, L, D\), got \(4, 6\)"):
         merge_heads(torch.zeros(4, 6))
-    with pytest.raises(ValueError, match=r"weight must be a matrix, got the shape \(2, 3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"weight must have the shape \(rows, columns\), got \(2, 3, 4\)"
+    ):
         head_rows(torch.zeros(2, 3, 4), 3)
+
+
+@pytest.mark.parametrize("call", [lambda x: split_heads(x, 2), merge_heads])
+def test_only_arrays_are_taken(call):
+    with pytest.raises(TypeError, match="x must be a NumPy array or a torch tensor, got list"):
+        call([[[1, 2]]])

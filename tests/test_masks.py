@@ -82,6 +82,7 @@ def test_combining_leaves_its_arguments_alone():
         (lambda: padding_mask([[1]], 3), ValueError, r"got the shape \(1, 1\)"),
         (lambda: padding_mask([], 3), ValueError, r"got the shape \(0,\)"),
         (lambda: padding_mask([1.5], 3), TypeError, "lengths must be integers, got torch.float32"),
+        (lambda: padding_mask(["a"]), TypeError, r"lengths must be integers, got \['a'\]"),
         (lambda: combine_masks(), ValueError, "at least one mask"),
         (
             lambda: combine_masks(causal_mask(3), torch.zeros(3, 3)),

@@ -306,6 +306,9 @@ def test_repr_shows_heads_and_dropout():
         ((0, 1), {}, ValueError, "embed_dim must be at least 1, got 0"),
         ((6, 3), {"kdim": 0}, ValueError, "kdim must be at least 1, got 0"),
         ((6, 3), {"vdim": -1}, ValueError, "vdim must be at least 1, got -1"),
+        (("6", 3), {}, TypeError, "embed_dim must be an integer, got '6'"),
+        ((6.0, 3), {}, TypeError, r"embed_dim must be an integer, got 6\.0"),
+        ((6, 3), {"dropout": "x"}, TypeError, "dropout must be a number, got 'x'"),
         ((6, 3), {"dropout": 2}, ValueError, "dropout must be between 0 and 1, got 2"),
     ],
 )

@@ -11,16 +11,24 @@ PACKAGE = Path(mha_tutor.__file__).parent
 
 # Who may import whom inside the package: arrows point down only.
 ARROWS = {
-    "attention": {"masks"},
-    "backends": {"attention", "masks"},
+    "__main__": {"cli"},
+    "attention": {"checks", "masks"},
+    "backends": {"attention", "checks", "masks"},
     "benchmark": {"backends", "multihead"},
+    "checks": set(),
+    "cli": {"contract"},
+    "contract": {"attention", "heads", "masks", "multihead", "reference"},
     "devices": set(),
-    "einsum": set(),
+    "einsum": {"figures"},
     "examples": set(),
-    "heads": set(),
-    "masks": set(),
-    "multihead": {"attention", "backends", "heads"},
-    "plotting": set(),
+    "experiments": {"checks", "multihead"},
+    "figures": {"palette"},
+    "follow": {"figures", "heads", "palette"},
+    "heads": {"checks"},
+    "masks": {"checks"},
+    "multihead": {"attention", "backends", "checks", "heads"},
+    "palette": set(),
+    "plotting": {"palette"},
     "reference": set(),
 }
 
@@ -56,6 +64,6 @@ def test_import_brings_in_nothing_heavy_but_torch():
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    heavy = {"matplotlib", "triton", "sklearn", "IPython", "pandas", "scipy"}
+    heavy = {"matplotlib", "triton", "sklearn", "tqdm", "IPython", "pandas", "scipy"}
     assert "mha_tutor" in result.stdout.split()
     assert not heavy & set(result.stdout.split())

@@ -1,4 +1,4 @@
-"""Picture every page of the built site: desktop and phone, light and dark, full length.
+"""Picture every page of the built site: desktop and phone, light and dark, in strips from the top.
 
 Usage: python tools/screenshots.py FOLDER [PAGE ...]
 """
@@ -11,6 +11,7 @@ import yaml
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
+STRIP = 2000  # the height of one picture; a whole chapter in one would be too small to read
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
@@ -39,9 +40,17 @@ def main(folder: str, *names: str) -> int:
                           await document.fonts.ready;
                         }"""
                     )
-                    target = out / f"{Path(page).name}-{size}-{scheme}.png"
-                    window.screenshot(path=target, full_page=True)
-                    print(target)
+                    length = window.evaluate("document.documentElement.scrollHeight")
+                    for number, top in enumerate(range(0, length, STRIP), 1):
+                        target = out / f"{Path(page).name}-{size}-{scheme}-{number:02}.png"
+                        strip = {
+                            "x": 0,
+                            "y": top,
+                            "width": width,
+                            "height": min(STRIP, length - top),
+                        }
+                        window.screenshot(path=target, full_page=True, clip=strip)
+                    print(f"{page}, {size}, {scheme}: {number} pictures")
                     window.close()
                 context.close()
         browser.close()

@@ -1,7 +1,7 @@
-"""Keep the built pages from loading anything that is not beside them, and repair their markup.
+"""Keep the pages from loading what is not beside them; repair their markup.
 
-Jupyter Book always enables sphinx-thebe, whose scripts come from a CDN. This book has no live
-cells, so they are left out.
+Jupyter Book always enables sphinx-thebe, whose scripts come from a CDN. This
+book has no live cells, so they are left out.
 """
 
 LISTENERS = {"init_thebe_core", "update_thebe_context"}
@@ -10,10 +10,12 @@ LISTENERS = {"init_thebe_core", "update_thebe_context"}
 def repair_bibliography(app, pagename, templatename, context, doctree):
     """Give the entries of a bibliography the role that their list asks for.
 
-    docutils writes role="doc-biblioentry", deprecated and not allowed inside role="list".
+    docutils writes a role that is deprecated, and not allowed in a list.
     """
     if "body" in context:
-        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        context["body"] = context["body"].replace(
+            'role="doc-biblioentry"', 'role="listitem"'
+        )
 
 
 def setup(app):
@@ -21,7 +23,10 @@ def setup(app):
     for event in ("env-before-read-docs", "doctree-resolved"):
         for listener in list(app.events.listeners[event]):
             handler = listener.handler
-            if handler.__module__ == "sphinx_thebe" and handler.__name__ in LISTENERS:
+            if (
+                handler.__module__ == "sphinx_thebe"
+                and handler.__name__ in LISTENERS
+            ):
                 app.disconnect(listener.id)
     app.connect("html-page-context", repair_bibliography)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

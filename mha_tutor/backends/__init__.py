@@ -27,6 +27,7 @@ from mha_tutor.backends.readable import (
     refuse_nothing,
 )
 from mha_tutor.backends.sdpa import KINDS, attend_sdpa, attend_with_kind, refuse_kind
+from mha_tutor.checks import check_integer, check_probability
 
 __all__ = [
     "BACKENDS",
@@ -96,7 +97,8 @@ def attend(
         True
     """
     check_backend(backend)
-    check_value(key, value, dropout_p)
+    check_value(key, value)
+    check_probability("dropout_p", dropout_p)
     scores_shape = check_query(query, key, attn_mask, is_causal, scale, enable_gqa)
     check_window(window)
     leading, L = list(scores_shape[:-2]), scores_shape[-2]
@@ -246,12 +248,8 @@ def check_window(window: int | None) -> None:
         ValueError: the window is less than 1.
         TypeError: it is not an integer.
     """
-    if window is None:
-        return
-    if not hasattr(window, "__index__") or isinstance(window, bool):
-        raise TypeError(f"window must be an integer or None, got {window!r}")
-    if window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
+    if window is not None:
+        check_integer("window", window, least=1)
 
 
 def _with_four_axes(x: Tensor, batch: list[int], heads: int) -> Tensor:

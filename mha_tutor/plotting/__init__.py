@@ -5,10 +5,11 @@ returns the Axes; none shows or saves. Head h has one color everywhere, always p
 or a marker. Masks are boolean, True = may attend. Shape letters: H heads, L queries, S keys.
 """
 
+from mha_tutor.palette import HEAD_COLORS, HEAD_MARKERS
 from mha_tutor.plotting.cells import plot_cells, plot_equation, plot_memory
 from mha_tutor.plotting.curves import plot_curves
 from mha_tutor.plotting.heatmaps import plot_heads, plot_mask, plot_reach, plot_scores, plot_weights
-from mha_tutor.plotting.palette import HEAD_COLORS, HEAD_MARKERS, head_color
+from mha_tutor.plotting.palette import head_color
 
 __all__ = [
     "HEAD_COLORS",

@@ -12,10 +12,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
+from mha_tutor.palette import HEAD_MARKERS
 from mha_tutor.plotting.canvas import MAX_WIDTH, axes_or_new, format_number, set_title, write
 from mha_tutor.plotting.inputs import to_array, to_head_indices, to_labels
 from mha_tutor.plotting.palette import (
-    HEAD_MARKERS,
     NEUTRAL_EDGE,
     NEUTRAL_FACE,
     SOFT_INK,

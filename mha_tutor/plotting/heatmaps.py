@@ -13,6 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
 
+from mha_tutor.palette import HEAD_COLORS, HEAD_GLYPHS
 from mha_tutor.plotting.canvas import (
     MAX_WIDTH,
     axes_or_new,
@@ -22,7 +23,7 @@ from mha_tutor.plotting.canvas import (
     write,
 )
 from mha_tutor.plotting.inputs import to_array, to_boolean, to_labels, to_mask, to_numbers
-from mha_tutor.plotting.palette import HEAD_COLORS, HEAD_GLYPHS, INK, NEUTRAL_EDGE, head_color
+from mha_tutor.plotting.palette import INK, NEUTRAL_EDGE, head_color
 
 MASKED_FACE, MASKED_EDGE = "#e0e0e0", "#999999"
 REACHED, LEAK, MISSED = "#8ecbf0", "#f2a900", "#ffffff"  # none of them a head's color

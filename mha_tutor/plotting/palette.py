@@ -1,10 +1,9 @@
-"""The colors of the book, and the marker that goes with each head's color."""
+"""The colors of the plots: those of the heads, inks, and what is neutral."""
 
 from __future__ import annotations
 
-HEAD_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-HEAD_MARKERS = ("o", "s", "^", "D")
-HEAD_GLYPHS = ("●", "■", "▲", "◆")  # HEAD_MARKERS as text
+from mha_tutor.palette import HEAD_COLORS
+
 INK, SOFT_INK = "#1a1a1a", "#595959"
 NEUTRAL_FACE, NEUTRAL_EDGE = "#f2f2f2", "#999999"
 

@@ -1,0 +1,97 @@
+"""What a property is, and how two tensors are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["PROPERTIES", "NotApplicable", "Problem", "Property", "difference", "same"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """How a property fails.
+
+    Attributes:
+        detail: what was seen, in a sentence.
+        clue: the bug of the catalog that this alone proves, or nothing.
+        kind: which of several ways to fail, for the conventions.
+    """
+
+    detail: str
+    clue: str = ""
+    kind: str = ""
+
+
+class NotApplicable(Exception):
+    """The property cannot be asked of this candidate; the text says why."""
+
+
+@dataclass(frozen=True)
+class Property:
+    """Something that is true of every right attention.
+
+    Attributes:
+        name: short.
+        promise: the sentence a reader sees.
+        applies: "function", "module" or both, or "split", "merge", "mask".
+        test: (subject, sizes, seed) → a `Problem`, or None where the property holds.
+        shrinks: whether to look for a smaller case when it fails.
+    """
+
+    name: str
+    promise: str
+    applies: tuple[str, ...]
+    test: Callable[[Any, Any, int], Problem | None]
+    shrinks: bool = True
+
+
+PROPERTIES: list[Property] = []
+
+
+def attends(promise: str, *forms: str, shrinks: bool = True):
+    """Register a test as a property of functions and modules, or of the forms named."""
+
+    def register(test):
+        name = test.__name__.replace("_", " ")
+        PROPERTIES.append(Property(name, promise, forms or ("function", "module"), test, shrinks))
+        return test
+
+    return register
+
+
+def same(got: Tensor, want: Tensor, tol: float) -> bool:
+    """Tell whether two tensors agree within rounding, NaN where the other has NaN."""
+    if got.shape != want.shape:
+        return False
+    got, want = got.detach().double(), want.detach().double()
+    if not torch.equal(got.isfinite(), want.isfinite()):
+        return False
+    if not torch.equal(got.isnan(), want.isnan()):
+        return False
+    finite = want.isfinite()
+    got, want = got[finite], want[finite]
+    if not len(want):
+        return True
+    scale = max(1.0, want.abs().max().item())
+    return (got - want).abs().max().item() <= tol * scale
+
+
+def difference(got: Tensor, want: Tensor, tol: float) -> str:
+    """Say where two tensors differ most, or nothing where they agree."""
+    if same(got, want, tol):
+        return ""
+    got, want = got.detach().double().cpu(), want.detach().double().cpu()
+    off = (got - want).abs().nan_to_num(float("inf"), posinf=float("inf"))
+    limit = tol * max(1.0, want.nan_to_num(0.0, 0.0, 0.0).abs().max().item())
+    wrong = int((off > limit).sum())
+    index = torch.unravel_index(off.argmax(), off.shape)
+    where = ", ".join(str(int(i)) for i in index)
+    return (
+        f"{wrong} of {want.numel()} numbers differ; output[{where}] is {got[index].item():.4g}, "
+        f"the right one is {want[index].item():.4g}"
+    )

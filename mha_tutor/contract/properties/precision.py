@@ -1,0 +1,71 @@
+"""Properties of number formats."""
+
+from __future__ import annotations
+
+import torch
+
+from mha_tutor.contract.properties.base import NotApplicable, Problem, attends
+from mha_tutor.contract.sizes import Sizes
+from mha_tutor.contract.watch import CandidateError
+
+HALVES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+BOUND = 4.0
+
+
+@attends("The output has the dtype of the input.", shrinks=False)
+def dtype_kept(subject, sizes, seed):
+    for dtype in (subject.dtype, torch.float32, *HALVES):
+        cast = subject.cast(dtype)
+        try:
+            got = cast.call(cast.draw(sizes, seed)).dtype
+        except CandidateError as error:
+            return Problem(f"in {_short(dtype)} {error}")
+        if got != dtype:
+            clue = "dtype-lost" if got == torch.float32 else ""
+            return Problem(f"{_short(dtype)} comes out as {_short(got)}", clue)
+    return None
+
+
+@attends("In half precision the error is at most a few times that of torch's own function.")
+def low_precision(subject, sizes, seed):
+    big = Sizes(B=2, H=3, L=17, S=17 if subject.self_attention else 23, D=16, V=16)
+    for dtype, name in HALVES.items():
+        cast = subject.cast(dtype)
+        inputs = cast.draw(big, seed)
+        want = cast.expected(inputs)
+        if want is None:
+            raise NotApplicable("its weights are not known")
+        got = cast.call(inputs)
+        error = _rms(got - want)
+        theirs = _rms(cast.torch_answer(inputs) - want)
+        if not error <= BOUND * theirs:
+            return Problem(
+                f"the error in {name} is {error:.2g}, that of torch's own function {theirs:.2g}"
+            )
+    return None
+
+
+@attends("A mask works in half precision too.", shrinks=False)
+def mask_in_half_precision(subject, sizes, seed):
+    if not subject.takes_mask:
+        raise NotApplicable("it takes no mask")
+    L, S = sizes.L, sizes.L if subject.self_attention else sizes.S
+    mask = torch.ones(L, S, dtype=torch.bool, device=subject.device).tril()
+    for dtype, name in HALVES.items():
+        cast = subject.cast(dtype)
+        try:
+            out = cast.call(cast.draw(sizes, seed), mask)
+        except CandidateError as error:
+            overflow = "overflow" in str(error)
+            return Problem(f"in {name} {error}", clue="fill-finite" if overflow else "")
+        if not out.isfinite().all():
+            return Problem(f"in {name} the output is not finite")
+    return None
+
+
+def _rms(x: torch.Tensor) -> float:
+    return x.double().square().mean().sqrt().item()
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,77 @@
+"""The command line: exit status, isolation, what it says without arguments."""
+
+import json
+import textwrap
+
+import pytest
+
+from mha_tutor.cli import main
+
+FILE = """
+import os, time
+import torch
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+def wrong(query, key, value):
+    print("noise")
+    return torch.softmax(query @ key.mT, dim=-1) @ value
+
+def sleeps(query, key, value):
+    time.sleep(1000)
+
+def dies(query, key, value):
+    os._exit(7)
+"""
+
+
+@pytest.fixture
+def _candidates(tmp_path, monkeypatch):
+    (tmp_path / "some_candidates.py").write_text(textwrap.dedent(FILE))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_alone_it_says_what_it_can_do(capsys):
+    assert main([]) == 0
+    assert "mha-tutor check torch.nn:MultiheadAttention" in capsys.readouterr().out
+
+
+def test_torch_module_holds(capsys):
+    status = main(["check", "torch.nn:MultiheadAttention", "--kwargs", "embed_dim=12,num_heads=3"])
+    said = capsys.readouterr().out
+    assert status == 0, said
+    assert "documented conventions" in said
+    assert "True means “may not attend”" in said
+
+
+@pytest.mark.usefixtures("_candidates")
+def test_a_wrong_function_is_named_in_json(capsys):
+    assert main(["check", "some_candidates:wrong", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["holds"] is False
+    assert report["diagnoses"][0]["name"] == "scale-none"
+
+
+@pytest.mark.usefixtures("_candidates")
+def test_a_candidate_that_hangs_is_stopped(capsys):
+    assert main(["check", "some_candidates:sleeps", "--timeout", "4"]) == 2
+    assert "did not come to an end within 4 s" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_candidates")
+def test_a_candidate_that_ends_the_process_is_told(capsys):
+    assert main(["check", "some_candidates:dies"]) == 2
+    assert "its process ended with status 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no_such_module:x"], "no_such_module cannot be imported"),
+        (["json"], "must be written package.module:Name"),
+        (["json:dumps", "--kwargs", "oops"], "kwargs must be written name=value"),
+    ],
+)
+def test_what_cannot_be_checked_has_a_reason(arguments, said, capsys):
+    assert main(["check", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.out + captured.err
