@@ -93,8 +93,9 @@ screenshots: book ## picture every page (desktop and phone, light and dark) into
 repository: $(READY) ## make URL= the project's home, everywhere it is said
 	$(BIN)/python tools/repository.py "$(URL)"
 
-bench: $(READY) ## measure the layer against its parts; prints a table of ratios
-	$(BIN)/python -m mha_tutor.benchmark
+bench: $(READY) ## measure the backends, then the layer against its parts; prints tables
+	$(BIN)/python -m mha_tutor.benchmark backends
+	$(BIN)/python -m mha_tutor.benchmark layers
 
 mutants: $(READY) ## put the contract to the test in full; writes book/data/contract.json
 	$(BIN)/python -m mha_tutor.contract.trial book/data/contract.json --unseen tests/unseen_bugs.py

@@ -55,7 +55,7 @@ def scaled_dot_product_attention(
         >>> scaled_dot_product_attention(query, key, value, is_causal=True).shape
         torch.Size([2, 4, 6])
     """
-    _check_value(key, value)
+    check_value(key, value)
     check_probability("dropout_p", dropout_p)
     weights = _weights(query, key, attn_mask, is_causal, scale, enable_gqa)  # (..., H, L, S)
     if enable_gqa:
@@ -144,7 +144,7 @@ def additive_attention(
     """
     _check_tensors(query=query, w_query=w_query, w_key=w_key, w_score=w_score)
     _check_matrices(query=query, key=key)
-    _check_value(key, value)
+    check_value(key, value)
     _leading_shape(query, key)
     hidden_dim = w_score.shape[0] if w_score.ndim == 1 else None
     for name, weight, x in (("w_query", w_query, query), ("w_key", w_key, key)):
@@ -193,6 +193,63 @@ def check_mask(attn_mask: Tensor | None, scores_shape: torch.Size, is_causal: bo
         )
 
 
+def check_query(
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Size:
+    """Refuse a query and a key that do not fit together, or a mask that does not fit them.
+
+    Takes the arguments of `scaled_dot_product_attention`.
+
+    Returns:
+        The shape of the scores, (..., H, L, S).
+
+    Raises:
+        ValueError: shapes, devices or options do not fit together.
+        TypeError: an argument is not a tensor, or has a dtype that cannot be used.
+    """
+    _check_matrices(query=query, key=key)
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"query and key must have the same head_dim, got {query.shape[-1]} and {key.shape[-1]}"
+        )
+    if query.shape[-1] == 0 and scale is None:
+        raise ValueError("head_dim must be at least 1 when scale is None, got 0")
+    if scale is not None:
+        check_number("scale", scale)
+    if enable_gqa:
+        _check_groups(query, key)
+        leading = _leading_shape(query, key[..., :1, :, :])
+    else:
+        leading = _leading_shape(query, key)
+    scores_shape = torch.Size([*leading, query.shape[-2], key.shape[-2]])
+    check_mask(attn_mask, scores_shape, is_causal)
+    return scores_shape
+
+
+def check_value(key: Tensor, value: Tensor) -> None:
+    """Refuse a value that does not fit the key.
+
+    Raises:
+        ValueError: shapes or devices do not fit together.
+        TypeError: an argument is not a tensor, or has a dtype that cannot be used.
+    """
+    _check_matrices(key=key, value=value)
+    if key.shape[-2] != value.shape[-2]:
+        raise ValueError(
+            f"key and value must have the same length S, got {key.shape[-2]} and {value.shape[-2]}"
+        )
+    if key.shape[:-2] != value.shape[:-2]:
+        raise ValueError(
+            "key and value must have the same leading dimensions, "
+            f"got {tuple(key.shape)} and {tuple(value.shape)}"
+        )
+
+
 def _weights(
     query: Tensor,
     key: Tensor,
@@ -202,24 +259,12 @@ def _weights(
     enable_gqa: bool,
 ) -> Tensor:
     """Return the weights in float32 at least; the callers round them to the query's dtype."""
-    _check_matrices(query=query, key=key)
-    if query.shape[-1] != key.shape[-1]:
-        raise ValueError(
-            f"query and key must have the same head_dim, got {query.shape[-1]} and {key.shape[-1]}"
-        )
-    if query.shape[-1] == 0 and scale is None:
-        raise ValueError("head_dim must be at least 1 when scale is None, got 0")
+    check_query(query, key, attn_mask, is_causal, scale, enable_gqa)
     if enable_gqa:
-        _check_groups(query, key)
         key = _repeat_heads(key, query.shape[-3])
-    leading = _leading_shape(query, key)
     L, S = query.shape[-2], key.shape[-2]
-    check_mask(attn_mask, torch.Size([*leading, L, S]), is_causal)
 
-    if scale is None:
-        scale = query.shape[-1] ** -0.5
-    else:
-        check_number("scale", scale)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     # Half precision has too few digits for large scores: compute as torch does, in float32.
     dtype = torch.promote_types(query.dtype, torch.float32)
     scores = (query.to(dtype) * scale) @ key.to(dtype).mT  # (..., H, L, S)
@@ -275,19 +320,6 @@ def _check_matrices(**tensors: Tensor) -> None:
     for name, x in tensors.items():
         if x.ndim < 2:
             raise ValueError(f"{name} must have at least two dimensions, got {tuple(x.shape)}")
-
-
-def _check_value(key: Tensor, value: Tensor) -> None:
-    _check_matrices(key=key, value=value)
-    if key.shape[-2] != value.shape[-2]:
-        raise ValueError(
-            f"key and value must have the same length S, got {key.shape[-2]} and {value.shape[-2]}"
-        )
-    if key.shape[:-2] != value.shape[:-2]:
-        raise ValueError(
-            "key and value must have the same leading dimensions, "
-            f"got {tuple(key.shape)} and {tuple(value.shape)}"
-        )
 
 
 def _check_groups(query: Tensor, key: Tensor) -> None:

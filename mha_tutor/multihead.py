@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mha_tutor.attention import attention_weights, check_mask
+from mha_tutor.backends import check_backend, check_window, run_backend
+from mha_tutor.backends.call import dense_mask
 from mha_tutor.checks import check_integer, check_probability
 from mha_tutor.heads import head_dim_of, merge_heads, split_heads
 
@@ -16,8 +18,8 @@ __all__ = ["MultiHeadAttention"]
 class MultiHeadAttention(nn.Module):
     """Multi-head attention, batch first.
 
-    The usual call runs torch's fused attention; a call with `need_weights=True` runs the
-    readable one of this package. The two give the same output.
+    The usual call runs the backend, torch's fused attention unless told otherwise; a call with
+    `need_weights=True` runs the readable one of this package. All give the same output.
 
     Args:
         embed_dim: E, the width of the query and of the output.
@@ -26,10 +28,13 @@ class MultiHeadAttention(nn.Module):
         vdim: width of the value; E if None.
         bias: whether the four projections add a bias.
         dropout: probability with which a weight is dropped in training.
+        window: query i sees the keys i - window + 1 to i; all if None.
+        backend: a name of `mha_tutor.backends.BACKENDS`.
 
     Raises:
-        ValueError: H does not divide E, a width is less than 1, or dropout is not a probability.
-        TypeError: a size is not an integer, or dropout not a number.
+        ValueError: H does not divide E, a width or the window is less than 1, dropout is not a
+            probability, or there is no such backend.
+        TypeError: a size or the window is not an integer, or dropout not a number.
 
     Source:
         Vaswani et al., "Attention Is All You Need" (2017), section 3.2.2.
@@ -49,6 +54,8 @@ class MultiHeadAttention(nn.Module):
         vdim: int | None = None,
         bias: bool = True,
         dropout: float = 0.0,
+        window: int | None = None,
+        backend: str = "sdpa",
     ) -> None:
         super().__init__()
         kdim = embed_dim if kdim is None else kdim
@@ -56,10 +63,14 @@ class MultiHeadAttention(nn.Module):
         for name, width in (("embed_dim", embed_dim), ("kdim", kdim), ("vdim", vdim)):
             check_integer(name, width, least=1)
         check_probability("dropout", dropout)
+        check_window(window)
+        check_backend(backend)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = head_dim_of(embed_dim, num_heads)
         self.dropout = dropout
+        self.window = window
+        self.backend = backend
         self.q_proj = nn.Linear(embed_dim, embed_dim, bias)
         self.k_proj = nn.Linear(kdim, embed_dim, bias)
         self.v_proj = nn.Linear(vdim, embed_dim, bias)
@@ -98,7 +109,8 @@ class MultiHeadAttention(nn.Module):
             (B, H, L, S), before dropout.
 
         Raises:
-            ValueError: shapes, devices or options do not fit together.
+            ValueError: shapes, devices or options do not fit together, or the backend cannot run
+                this call (the message says why, and which can).
             TypeError: an argument is not a tensor, or has a dtype that cannot be used.
         """
         if value is not None and key is None:
@@ -113,17 +125,21 @@ class MultiHeadAttention(nn.Module):
         self._check_mask(attn_mask, q, k, is_causal)
         dropout_p = self.dropout if self.training else 0.0
         if need_weights:
+            if self.window is not None:
+                L, S = q.shape[-2], k.shape[-2]
+                attn_mask = dense_mask(L, S, attn_mask, is_causal, self.window, q.device)
+                is_causal = False
             weights = attention_weights(q, k, attn_mask, is_causal)  # (B, H, L, S)
             heads = F.dropout(weights, dropout_p) @ v  # (B, H, L, D)
             return self.out_proj(merge_heads(heads)), weights
-        if attn_mask is not None and attn_mask.is_floating_point():
-            attn_mask = attn_mask.to(q.dtype)
-        heads = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)
+        heads = run_backend(self.backend, q, k, v, attn_mask, is_causal, self.window, dropout_p)
         return self.out_proj(merge_heads(heads))
 
     def extra_repr(self) -> str:
         """Show what the shapes of the projections do not tell."""
-        return f"num_heads={self.num_heads}, dropout={self.dropout}"
+        window = "" if self.window is None else f", window={self.window}"
+        backend = "" if self.backend == "sdpa" else f", backend={self.backend!r}"
+        return f"num_heads={self.num_heads}, dropout={self.dropout}{window}{backend}"
 
     @classmethod
     def from_torch(cls, module: nn.MultiheadAttention) -> Self:
@@ -170,10 +186,15 @@ class MultiHeadAttention(nn.Module):
 
         In that module a boolean mask means the opposite: True = may *not* attend.
 
+        Raises:
+            ValueError: the layer has a window, which has no place in torch's module.
+
         Example:
             >>> MultiHeadAttention(6, 3).to_torch().in_proj_weight.shape
             torch.Size([18, 6])
         """
+        if self.window is not None:
+            raise ValueError(f"a layer with window={self.window} cannot be carried over")
         module = nn.MultiheadAttention(
             self.embed_dim,
             self.num_heads,

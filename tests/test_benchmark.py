@@ -6,18 +6,19 @@ import pytest
 import torch
 
 from mha_tutor import benchmark
+from mha_tutor.benchmark import layers
 
 
 def test_all_layers_compute_the_same():
     torch.manual_seed(0)
-    layers = {name: make().eval() for name, make in benchmark.LAYERS.items()}
-    ours = layers["MultiHeadAttention"]
-    layers["parts"].load_state_dict(ours.state_dict())
-    layers["nn.MultiheadAttention"].layer = ours.to_torch()
-    x = torch.randn(2, 17, benchmark.EMBED_DIM)
+    modules = {name: make().eval() for name, make in benchmark.LAYERS.items()}
+    ours = modules["MultiHeadAttention"]
+    modules["parts"].load_state_dict(ours.state_dict())
+    modules["nn.MultiheadAttention"].layer = ours.to_torch()
+    x = torch.randn(2, 17, layers.EMBED_DIM)
     for is_causal in (False, True):
-        expected = layers["parts"](x, is_causal)
-        for layer in layers.values():
+        expected = modules["parts"](x, is_causal)
+        for layer in modules.values():
             torch.testing.assert_close(layer(x, is_causal), expected)
 
 
@@ -41,7 +42,7 @@ class Once(torch.nn.Linear):
     times = 1
 
     def __init__(self):
-        super().__init__(benchmark.EMBED_DIM, benchmark.EMBED_DIM)
+        super().__init__(layers.EMBED_DIM, layers.EMBED_DIM)
 
     def forward(self, x, is_causal):
         CountingTimer.products += self.times
@@ -54,8 +55,8 @@ class Thrice(Once):
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_layer_that_takes_three_times_as_long_has_the_ratio_three(monkeypatch, backward):
-    monkeypatch.setattr(benchmark, "LAYERS", {"parts": Once, "thrice": Thrice})
-    monkeypatch.setattr(benchmark, "Timer", CountingTimer)
+    monkeypatch.setattr(layers, "LAYERS", {"parts": Once, "thrice": Thrice})
+    monkeypatch.setattr(layers, "Timer", CountingTimer)
     ratios = benchmark.measure_ratios(1, 8, True, backward, rounds=2)
     assert ratios == {"parts": 1, "thrice": 3, "seconds": 1}
 
@@ -72,19 +73,135 @@ def test_bad_input(capsys):
     with pytest.raises(ValueError, match=r"name must be one of parts, .*, got 'flash'"):
         benchmark.measure_peak("flash", 8)
     with pytest.raises(SystemExit):
-        benchmark.main(["--rounds", "0"])
+        benchmark.main(["layers", "--rounds", "0"])
     assert "--rounds must be at least 1, got 0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        benchmark.main(["--device", "abacus"])
+        benchmark.main(["layers", "--device", "abacus"])
     assert "--device abacus cannot be used" in capsys.readouterr().err
 
 
 def test_the_table(monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "SIZES", ((1, 8),))
-    monkeypatch.setattr(benchmark, "LONG", 32)
-    benchmark.main(["--rounds", "1"])
+    monkeypatch.setattr(layers, "SIZES", ((1, 8),))
+    monkeypatch.setattr(layers, "LONG", 32)
+    benchmark.main(["layers", "--rounds", "1"])
     table = capsys.readouterr().out
     assert table.count("(1, 8)") == 4
     assert "geometric mean" in table
     assert table.count("MiB") == 3
     assert max(map(len, table.splitlines())) <= 100
+
+
+def tiny(**given):
+    options = {"masks": ["causal"], "training": [False], "rounds": 2, "seconds": 0, **given}
+    return benchmark.measure_backends([8, 16], num_heads=2, head_dim=16, window=4, **options)
+
+
+def test_the_backends_are_measured_or_refused_for_a_reason():
+    names = ["sdpa", "explicit", "banded", "flex"]
+    cells = [
+        *tiny(backends=names[:3])["cells"],
+        *tiny(backends=names, training=[True])["cells"],  # where flex need not be compiled
+    ]
+    assert len(cells) == 2 * 3 + 2 * 4
+    cells = {(c["backend"], c["L"], c["training"]): c for c in cells}
+    assert cells["banded", 8, False]["refused"] == "banded needs a window"
+    assert cells["flex", 8, True]["refused"] == "FlexAttention has no backward pass on the CPU"
+    for training in (False, True):
+        cell = cells["explicit", 16, training]
+        assert cell["seconds"] > 0
+        # Two heads, 136 pairs, 16 features, four operations; with the backward pass 3.5 times.
+        flops = 4 * 2 * 16 * 136 * (3.5 if training else 1)
+        assert cell["flops_per_second"] * cell["seconds"] == pytest.approx(flops)
+        assert cell["ceilings"]["flops_per_second"] > 1e6
+        assert cell["peak_bytes"] >= 2 * 16 * 16 * 4
+        assert cells["sdpa", 16, training]["ratio"] == 1
+
+
+def test_a_slow_backend_shows_in_its_ratio(monkeypatch):
+    from mha_tutor.backends import BACKENDS
+    from mha_tutor.backends.call import Backend
+
+    fast = BACKENDS["sdpa"]
+
+    def thrice(*tensors, **options):
+        return sum(fast.run(*tensors, **options) for _ in range(3))
+
+    monkeypatch.setitem(BACKENDS, "explicit", Backend(thrice, fast.refuse))
+    run = benchmark.measure_backends(
+        [256], backends=["explicit"], masks=["none"], training=[False], rounds=5, seconds=0.01
+    )
+    assert [cell["backend"] for cell in run["cells"]] == ["sdpa", "explicit"]
+    assert run["cells"][1]["ratio"] > 1.5
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "window"])
+@pytest.mark.parametrize("length", [3, 4, 9])
+def test_the_pairs_are_counted_as_the_masks_show_them(mask, length):
+    from mha_tutor import causal_mask, sliding_window_mask
+
+    allowed = {
+        "none": torch.ones(length, length),
+        "causal": causal_mask(length),
+        "window": sliding_window_mask(length, 4),
+    }[mask]
+    flops = benchmark.attention_flops(2, 3, length, 5, mask, 4)
+    assert flops == 4 * 2 * 3 * 5 * allowed.sum().item()
+
+
+def test_growth_is_fitted_from_1024_on():
+    cell = {"backend": "sdpa", "dtype": "float32", "mask": "none", "training": False}
+    cells = [
+        {**cell, "L": L, "seconds": 3.0 * L**1.5 if L >= 1024 else 1.0, "peak_bytes": 8 * L}
+        for L in (256, 1024, 2048, 4096)
+    ]
+    (fit,) = benchmark.fit_growth([*cells, {**cell, "L": 8192, "refused": "too large"}])
+    assert fit["time"] == pytest.approx(1.5)
+    assert fit["memory"] == pytest.approx(1)
+    assert benchmark.fit_growth(cells[:2]) == []
+
+
+def test_the_backend_table_the_file_and_the_figure(tmp_path, capsys):
+    arguments = ["--lengths", "8", "1024", "--rounds", "2", "--seconds", "0", "--heads", "1"]
+    arguments += ["--backends", "explicit", "flash", "triton", "--masks", "causal"]
+    file, figure = tmp_path / "run.json", tmp_path / "run.png"
+    benchmark.main(["backends", *arguments, "--json", str(file), "--plot", str(figure)])
+    table = capsys.readouterr().out
+    assert table.count("explicit") == 4
+    assert "not run: triton" in table
+    assert max(map(len, table.splitlines())) <= 100
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    (run,) = benchmark.load_machines(tmp_path).values()
+    assert run["command"].startswith("python -m mha_tutor.benchmark backends --lengths 8 1024")
+    assert set(run["machine"]["versions"]) == {"python", "torch"}
+    assert list(benchmark.backend_table(run))[4:] != []
+
+
+def test_the_runs_that_are_kept_say_where_they_come_from():
+    runs = benchmark.load_machines()
+    assert runs
+    for name, run in runs.items():
+        assert run["command"].startswith("python -m mha_tutor.benchmark backends"), name
+        assert run["machine"]["name"], name
+        assert run["machine"]["date"] >= "2026-11", name
+        fits = benchmark.fit_growth(run["cells"])
+        for kept, fit in zip(run["growth"], fits, strict=True):
+            assert kept["time"] == pytest.approx(fit["time"], abs=0.01), name
+
+
+def test_bad_input_of_the_backends(capsys):
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        tiny(rounds=0)
+    with pytest.raises(ValueError, match=r"backend must be one of explicit, .*, got 'fast'"):
+        tiny(backends=["fast"])
+    with pytest.raises(ValueError, match="mask must be one of none, causal, window, got 'all'"):
+        tiny(masks=["all"])
+    with pytest.raises(ValueError, match="clock must be one of wall, cpu, got 'sun'"):
+        tiny(clock="sun")
+    for arguments, told in (
+        (["backends", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["backends", "--backends", "fast"], "invalid choice: 'fast'"),
+        ([], "required: what"),
+    ):
+        with pytest.raises(SystemExit):
+            benchmark.main(arguments)
+        assert told in capsys.readouterr().err

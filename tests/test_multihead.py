@@ -358,7 +358,9 @@ def test_the_fused_path_is_torchs_fused_attention(monkeypatch):
     calls = []
     fused = F.scaled_dot_product_attention
     monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *args: calls.append(args) or fused(*args)
+        F,
+        "scaled_dot_product_attention",
+        lambda *args, **options: calls.append(args) or fused(*args, **options),
     )
     module, inputs = layer(), cross_inputs({})
     module(*inputs)

@@ -13,7 +13,8 @@ PACKAGE = Path(mha_tutor.__file__).parent
 ARROWS = {
     "__main__": {"cli"},
     "attention": {"checks", "masks"},
-    "benchmark": {"multihead"},
+    "backends": {"attention", "checks", "masks"},
+    "benchmark": {"backends", "multihead"},
     "checks": set(),
     "cli": {"contract"},
     "contract": {"attention", "heads", "masks", "multihead", "reference"},
@@ -25,7 +26,7 @@ ARROWS = {
     "follow": {"figures", "heads", "palette"},
     "heads": {"checks"},
     "masks": {"checks"},
-    "multihead": {"attention", "checks", "heads"},
+    "multihead": {"attention", "backends", "checks", "heads"},
     "palette": set(),
     "plotting": {"palette"},
     "reference": set(),

@@ -1,10 +1,9 @@
 """How fast is `MultiHeadAttention`? Measured against its own parts, in one interleaved run.
 
-Run it with `python -m mha_tutor.benchmark`. All layers take turns in every round, so that a
-busy machine slows all of them alike; what is reported is the ratio to the parts alone.
+All layers take turns in every round, so that a busy machine slows all of them alike; what is
+reported is the ratio to the parts alone.
 """
 
-import argparse
 import multiprocessing
 import re
 import statistics
@@ -20,7 +19,7 @@ from torch.utils.benchmark import Timer
 
 from mha_tutor.multihead import MultiHeadAttention
 
-__all__ = ["LAYERS", "measure_peak", "measure_ratios"]
+__all__ = ["LAYERS", "layer_table", "measure_peak", "measure_ratios"]
 
 EMBED_DIM, NUM_HEADS = 512, 8
 SIZES = ((1, 128), (8, 512), (1, 2048))  # (B, L)
@@ -211,7 +210,8 @@ def _resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _table(device: str, dtype: torch.dtype, rounds: int) -> Iterator[str]:
+def layer_table(device: str, dtype: torch.dtype, rounds: int) -> Iterator[str]:
+    """Yield the lines of a table of all sizes, masks and passes, as they are measured."""
     yield f"E={EMBED_DIM}, H={NUM_HEADS}, {dtype}, {device}, torch {torch.__version__}"
     yield f"time of one call over that of its parts, median of {rounds} interleaved rounds"
     yield ""
@@ -235,24 +235,3 @@ def _table(device: str, dtype: torch.dtype, rounds: int) -> Iterator[str]:
     yield f"peak memory of a causal forward pass at B=1, L={LONG}, float32"
     for name in LAYERS:
         yield f"{name:>22}  {measure_peak(name, LONG, device):8.1f} MiB"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Print the table; see `--help`."""
-    parser = argparse.ArgumentParser(prog="python -m mha_tutor.benchmark", description=__doc__)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {options.rounds}")
-    try:
-        torch.zeros(1, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}")
-    for line in _table(options.device, getattr(torch, options.dtype), options.rounds):
-        print(line, flush=True)
-
-
-if __name__ == "__main__":
-    main()
