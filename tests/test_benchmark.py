@@ -176,18 +176,6 @@ def test_the_backend_table_the_file_and_the_figure(tmp_path, capsys):
     assert list(benchmark.backend_table(run))[4:] != []
 
 
-def test_the_runs_that_are_kept_say_where_they_come_from():
-    runs = benchmark.load_machines()
-    assert runs
-    for name, run in runs.items():
-        assert run["command"].startswith("python -m mha_tutor.benchmark backends"), name
-        assert run["machine"]["name"], name
-        assert run["machine"]["date"] >= "2026-11", name
-        fits = benchmark.fit_growth(run["cells"])
-        for kept, fit in zip(run["growth"], fits, strict=True):
-            assert kept["time"] == pytest.approx(fit["time"], abs=0.01), name
-
-
 def test_bad_input_of_the_backends(capsys):
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         tiny(rounds=0)
