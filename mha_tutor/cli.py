@@ -1,4 +1,4 @@
-"""The command line: `mha-tutor check package.module:ClassOrFunction`."""
+"""The command line: `mha-tutor check package.module:ClassOrFunction` and `mha-tutor bench`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ exit status: 0 everything holds, 1 something is violated, 2 it could not be chec
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["bench"]:  # it has commands and options of its own
+        from mha_tutor.benchmark import main as bench
+
+        bench(arguments[1:])
+        return 0
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -40,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=plain,
     )
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+    commands.add_parser("bench", help="measure the layer, or every backend on the same inputs")
     check = commands.add_parser(
         "check",
         help="check an attention against the contract, and name what is wrong with it",

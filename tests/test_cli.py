@@ -75,3 +75,9 @@ def test_what_cannot_be_checked_has_a_reason(arguments, said, capsys):
     assert main(["check", *arguments]) == 2
     captured = capsys.readouterr()
     assert said in captured.out + captured.err
+
+
+def test_bench_hands_its_arguments_on(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "layers", "--rounds", "0"])
+    assert "--rounds must be at least 1, got 0" in capsys.readouterr().err

@@ -16,7 +16,7 @@ ARROWS = {
     "backends": {"attention", "checks", "masks"},
     "benchmark": {"backends", "multihead"},
     "checks": set(),
-    "cli": {"contract"},
+    "cli": {"benchmark", "contract"},
     "contract": {"attention", "heads", "masks", "multihead", "reference"},
     "devices": set(),
     "einsum": {"figures"},
