@@ -17,6 +17,7 @@ if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 
 pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
 # B, H, H_kv, L, S, D, is_causal, window. In the interpreter a block is 32 queries by 16 keys.
 CASES = {
