@@ -12,6 +12,10 @@ import torch
 
 REQUIRE_GPU = os.environ.get("MHA_TUTOR_REQUIRE_GPU") == "1"
 
+if not torch.cuda.is_available():
+    # Triton reads this when it is first imported, and parts of torch import it.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 def pytest_sessionstart(session):
     """Stop at once when CUDA was asked for and is not there."""

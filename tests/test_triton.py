@@ -12,9 +12,6 @@ from mha_tutor.backends import attend, available_backends
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-if not ON_GPU:
-    # Read when the kernels are decorated, which happens at the first use below.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = [pytest.mark.gpu] if ON_GPU else []

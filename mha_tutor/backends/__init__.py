@@ -1,15 +1,15 @@
 """One function, many ways to compute it: `attend`, and `available_backends` to choose from.
 
-| name | what it is | a window costs |
-|---|---|---|
-| `explicit` | `mha_tutor.scaled_dot_product_attention`: the definition | a dense mask |
-| `einsum` | the same as two einsums | a dense mask |
-| `online` | one pass over the keys with a running softmax, in plain torch | a mask for each block |
-| `sdpa` | torch's function, which chooses a kernel itself | a dense mask |
-| `flash`, `math`, `efficient`, `cudnn` | that function held to one kernel | a dense mask |
-| `banded` | a window as a band of small calls of torch's function | L · 2 · window |
-| `flex` | torch's FlexAttention, compiled | L · window |
-| `triton` | this package's kernel (`triton_kernel`) | L · window |
+In brackets: what a sliding window costs.
+
+- `explicit`: `mha_tutor.scaled_dot_product_attention`, the definition (a dense mask)
+- `einsum`: the same as two einsums (a dense mask)
+- `online`: one pass over the keys with a running softmax, in plain torch (a mask for each block)
+- `sdpa`: torch's function, which chooses a kernel itself (a dense mask)
+- `flash`, `math`, `efficient`, `cudnn`: that function held to one kernel (a dense mask)
+- `banded`: a window as a band of small calls of torch's function (L · 2 · window)
+- `flex`: torch's FlexAttention, compiled (L · window)
+- `triton`: this package's kernel, in `triton_kernel` (L · window)
 """
 
 import torch

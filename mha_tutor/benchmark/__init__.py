@@ -120,9 +120,11 @@ def _measure_and_report(options: argparse.Namespace, command: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_rounded(run), indent=1) + "\n", encoding="utf-8")
     if options.plot:
-        plot_backends(run, options.masks[-1], PASSES[options.passes[0]])[0].figure.savefig(
-            options.plot
-        )
+        import matplotlib.pyplot as plt
+
+        figure = plot_backends(run, options.masks[-1], PASSES[options.passes[0]])[0].figure
+        figure.savefig(options.plot)
+        plt.close(figure)
 
 
 def _show_progress(done: int, total: int, what: str) -> None:
