@@ -211,6 +211,28 @@ def test_scale_and_gradients_of_the_mask(backend, window):
     torch.testing.assert_close(grads[1], grads[0])
 
 
+def test_scale_of_a_band():
+    tensors = [draw(1, 2, 200, 8, seed=seed) for seed in range(3)]
+    out, expected = (
+        attend(*tensors, window=3, scale=0.3, backend=name) for name in ("banded", "explicit")
+    )
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("backend", "operator"),
+    [
+        ("flash", "aten::_scaled_dot_product_flash_attention_for_cpu"),
+        ("math", "aten::_scaled_dot_product_attention_math"),
+    ],
+)
+def test_a_kind_is_the_kernel_that_runs(backend, operator):
+    query = torch.randn(1, 1, 8, 16)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        attend(query, query, query, backend=backend)
+    assert operator in {event.name for event in profile.events()}
+
+
 @pytest.mark.parametrize("backend", ["explicit", "einsum", "online", "sdpa", "math", "banded"])
 def test_dropout_drops_weights_and_keeps_the_mean(backend):
     torch.manual_seed(0)

@@ -117,21 +117,34 @@ def test_the_backends_are_measured_or_refused_for_a_reason():
         assert cells["sdpa", 16, training]["ratio"] == 1
 
 
-def test_a_slow_backend_shows_in_its_ratio(monkeypatch):
+def test_a_backend_that_takes_three_times_as_long_has_the_ratio_three(monkeypatch):
     from mha_tutor.backends import BACKENDS
     from mha_tutor.backends.call import Backend
+    from mha_tutor.benchmark import backends as measuring
 
-    fast = BACKENDS["sdpa"]
+    work = [0.0]
 
-    def thrice(*tensors, **options):
-        return sum(fast.run(*tensors, **options) for _ in range(3))
+    def clock():  # moves with the work, and a little with each look at it
+        work[0] += 1e-9
+        return work[0]
 
-    monkeypatch.setitem(BACKENDS, "explicit", Backend(thrice, fast.refuse))
-    run = benchmark.measure_backends(
-        [256], backends=["explicit"], masks=["none"], training=[False], rounds=5, seconds=0.01
-    )
-    assert [cell["backend"] for cell in run["cells"]] == ["sdpa", "explicit"]
-    assert run["cells"][1]["ratio"] > 1.5
+    def taking(duration):
+        def run(query, key, value, **options):
+            work[0] += duration
+            return query
+
+        return Backend(run, lambda call: None)
+
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setitem(BACKENDS, "sdpa", taking(1.0))
+    monkeypatch.setitem(BACKENDS, "explicit", taking(3.0))
+    run = tiny(backends=["explicit"])
+    assert [cell["backend"] for cell in run["cells"]] == 2 * ["sdpa", "explicit"]
+    for cell in run["cells"]:
+        expected = 1 if cell["backend"] == "sdpa" else 3
+        assert cell["ratio"] == pytest.approx(expected)
+        assert cell["seconds"] == pytest.approx(expected)
+        assert cell["spread"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("mask", ["none", "causal", "window"])
@@ -174,6 +187,18 @@ def test_the_backend_table_the_file_and_the_figure(tmp_path, capsys):
     assert run["command"].startswith("python -m mha_tutor.benchmark backends --lengths 8 1024")
     assert set(run["machine"]["versions"]) == {"python", "torch"}
     assert list(benchmark.backend_table(run))[4:] != []
+
+
+def test_the_runs_that_are_kept_say_where_they_come_from():
+    runs = benchmark.load_machines()
+    assert "cpu" in runs  # chapter 9 reads numbers from it
+    for name, run in runs.items():
+        assert run["command"].startswith("python -m mha_tutor.benchmark backends"), name
+        assert run["machine"]["name"], name
+        assert run["machine"]["date"] >= "2026-11", name
+        fits = benchmark.fit_growth(run["cells"])
+        for kept, fit in zip(run["growth"], fits, strict=True):
+            assert kept["time"] == pytest.approx(fit["time"], abs=0.01), name
 
 
 def test_bad_input_of_the_backends(capsys):

@@ -14,6 +14,7 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
 pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
 # B, H, H_kv, L, S, D, is_causal, window. In the interpreter a block is 32 queries by 16 keys.
 CASES = {

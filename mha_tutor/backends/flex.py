@@ -50,14 +50,12 @@ def attend_flex(
 ) -> Tensor:
     """Compile once for each kind of mask, dtype and head_dim, then run.
 
-    The blocks that a causal or sliding mask empties are found once for each (L, S) and kept. An
+    The blocks that a causal or sliding mask leaves are found once for each (L, S) and kept. An
     `attn_mask` is read where it lies and saves nothing; each new shape is compiled anew, because
     torch 2.13 writes C++ that does not compile for a mask of any size.
     """
     L, S = query.shape[-2], key.shape[-2]
-    blocks, change = None, None
-    if is_causal or window is not None:
-        blocks = _causal_blocks(L, S, window, query.device)
+    blocks, change = _blocks(L, S, is_causal, window, query.device), None
     if attn_mask is not None:
         full = attn_mask.expand(*query.shape[:-1], S)
         if attn_mask.dtype == torch.bool:
@@ -85,16 +83,21 @@ def _compiled(dynamic: bool) -> Callable[..., Tensor]:
 
 
 @functools.lru_cache(maxsize=32)
-def _causal_blocks(L: int, S: int, window: int | None, device: torch.device):
+def _blocks(L: int, S: int, is_causal: bool, window: int | None, device: torch.device):
     from torch.nn.attention.flex_attention import create_block_mask
 
     # A tensor, not a number: another window is then no reason to compile again.
     reach = torch.tensor(max(L, S) if window is None else window, device=device)
 
-    def may_attend(b, h, i, j):
+    def near(b, h, i, j):
         return (j <= i) & (j > i - reach)
 
-    return create_block_mask(may_attend, None, None, L, S, device=str(device))
+    def everywhere(b, h, i, j):
+        # On the CPU, no block mask at all means one block of (L, S), held in memory.
+        return j >= 0
+
+    masked = is_causal or window is not None
+    return create_block_mask(near if masked else everywhere, None, None, L, S, device=str(device))
 
 
 @functools.cache

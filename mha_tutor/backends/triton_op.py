@@ -31,6 +31,7 @@ TUNED_BY = ["BLOCK_D", "CAUSAL", "WINDOWED"]  # and by the dtypes, always
 
 _forward = triton.autotune(
     _configs(
+        (32, 32, 4, 2),  # for float32, whose exact products take many registers
         (64, 32, 4, 3),
         (64, 64, 4, 3),
         (128, 32, 4, 3),
@@ -46,7 +47,15 @@ _query_gradient = triton.autotune(
     key=TUNED_BY,
 )(triton_kernel.query_gradient_kernel)
 _key_value_gradient = triton.autotune(
-    _configs((32, 64, 4, 2), (64, 64, 4, 2), (32, 128, 4, 3), (64, 128, 8, 2), (64, 128, 8, 3)),
+    # Two results and four tiles at once: what is larger runs out of registers.
+    _configs(
+        (32, 64, 4, 2),
+        (32, 64, 8, 2),
+        (32, 128, 8, 2),
+        (64, 64, 8, 2),
+        (64, 128, 8, 2),
+        (64, 128, 8, 3),
+    ),
     key=TUNED_BY,
 )(triton_kernel.key_value_gradient_kernel)
 

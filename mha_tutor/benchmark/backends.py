@@ -15,7 +15,6 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from torch.utils.benchmark import Timer
 
 from mha_tutor.backends import BACKENDS, attend, available_backends
 from mha_tutor.benchmark.memory import peak_bytes
@@ -293,18 +292,27 @@ def _interleave(
     copied = torch.empty_like(numbers)
     work = {"matmul": 2 * side**3, "copy": 2 * numbers.nbytes}  # a copy reads and writes
     runs = {**runs, "matmul": lambda: left @ right, "copy": lambda: copied.copy_(numbers)}
-    # The usual clock of `Timer` synchronizes with the device before it is read.
-    options = {"timer": time.thread_time} if clock == "cpu" else {}
-    options["num_threads"] = torch.get_num_threads()
-    timers = {name: Timer("run()", globals={"run": run}, **options) for name, run in runs.items()}
+    now = time.thread_time if clock == "cpu" else time.perf_counter
+
+    def turn(run: Callable[[], object], calls: int) -> float:
+        # A GPU works through a queue: wait until it is empty before reading the clock.
+        if cuda:
+            torch.cuda.synchronize()
+        start = now()
+        for _ in range(calls):
+            run()
+        if cuda:
+            torch.cuda.synchronize()
+        return (now() - start) / calls
+
     calls = {}
-    for name, timer in timers.items():
-        once = timer.timeit(1).mean  # after a warm-up call that `timeit` makes itself
-        calls[name] = max(1, math.ceil(seconds / once))
-    times = {name: [] for name in timers}
+    for name, run in runs.items():
+        run()  # compiles, tunes, fills the allocator's cache
+        calls[name] = max(1, math.ceil(seconds / max(turn(run, 1), 1e-9)))
+    times = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, timer in timers.items():
-            times[name].append(timer.timeit(calls[name]).mean)
+        for name, run in runs.items():
+            times[name].append(turn(run, calls[name]))
     results = {}
     for name, own in times.items():
         middle = statistics.median(own)
