@@ -21,6 +21,7 @@ ARROWS = {
     "devices": set(),
     "einsum": {"figures"},
     "examples": set(),
+    "exercises": {"heads"},
     "experiments": {"checks", "multihead"},
     "figures": {"palette"},
     "follow": {"figures", "heads", "palette"},

@@ -1,0 +1,18 @@
+"""The checkers of each chapter's *Your turn*.
+
+A checker takes the reader's function and returns `Feedback`: what is right, what is still missing,
+or, where the mistake is a known one, which. Nothing is raised and nothing printed, so a checker
+works in a notebook's cell, in a script and in a test alike. Answers are checked on the CPU.
+
+Example:
+    >>> from mha_tutor import exercises
+    >>> exercises.merge(lambda x: ...)
+    … <lambda>: returns nothing yet. Put your code where the dots are.
+    >>> exercises.merge(lambda x: x.transpose(1, 2).flatten(2))
+    ✓ <lambda>: right. Your merge agrees with merge_heads on (2, 3, 4, 2) and (1, 5, 7, 2).
+"""
+
+from mha_tutor.exercises._exercise import Feedback
+from mha_tutor.exercises.reshape import merge
+
+__all__ = ["Feedback", "merge"]

@@ -1,0 +1,177 @@
+"""What all exercises share: ask the reader's function, compare, and say kindly what is missing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Feedback", "Wrong", "answer", "exercise", "expect", "given", "shown"]
+
+TOL = 1e-6  # inputs are float64 and of size 1; rounding stays far below
+SMALL = 12  # a tensor of at most so many numbers is printed
+
+
+@dataclass(frozen=True, repr=False)
+class Feedback:
+    """What the checker has to say; truthy if the answer is right.
+
+    Attributes:
+        done: whether it is.
+        text: what was tried, or what is wrong or missing.
+    """
+
+    done: bool
+    text: str
+
+    def __bool__(self) -> bool:
+        return self.done
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Wrong(Exception):
+    """The answer is wrong; the text says in what."""
+
+
+class Missing(Exception):
+    """There is no answer yet."""
+
+
+def exercise(judge: Callable[[Any], str]) -> Callable[[Any], Feedback]:
+    """Make a checker of a function that raises `Wrong`, or returns what it has tried."""
+
+    @functools.wraps(judge)
+    def check(candidate: Any) -> Feedback:
+        name = getattr(candidate, "__name__", None) or "your answer"
+        try:
+            return Feedback(True, f"✓ {name}: right. {judge(candidate)}")
+        except Missing as nothing:
+            return Feedback(False, f"… {name}: {nothing}")
+        except Wrong as wrong:
+            return Feedback(False, f"✗ {name}: {wrong}")
+
+    check.__annotations__ = {"candidate": "Any", "return": "Feedback"}
+    del check.__wrapped__  # its signature is the one above
+    return check
+
+
+def answer(candidate: Any, *inputs: Any, **options: Any) -> Any:
+    """Call the reader's function on copies, and refuse what no exercise accepts.
+
+    Raises:
+        Missing: it returns nothing, or `...`, or raises NotImplementedError.
+        Wrong: it is no function, raises, or changes its inputs.
+    """
+    if not callable(candidate):
+        raise Wrong(f"pass the function itself, without calling it; this is {_kind(candidate)}.")
+    copies = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+    called = "called with " + ", ".join(shown(x) for x in inputs) if inputs else "called"
+    try:
+        got = candidate(*copies, **options)
+    except NotImplementedError:
+        got = None
+    except Exception as error:  # whatever the reader's code raises
+        text = str(error).strip().partition("\n")[0]
+        raise Wrong(f"{called} it raises {type(error).__name__}: {text}") from None
+    if got is None or got is ...:
+        raise Missing("returns nothing yet. Put your code where the dots are.")
+    for before, after in zip(inputs, copies, strict=True):
+        if isinstance(before, Tensor) and not _equal(before, after):
+            raise Wrong(f"{called} it changes its input in place; make a new tensor instead.")
+    return got
+
+
+def given(candidate: Any, kind: type | tuple[type, ...], like: str) -> Any:
+    """Return an answer that is no function: a number, a shape, a spec.
+
+    Raises:
+        Missing: it is `...` or None.
+        Wrong: it is of another kind; the text says what one looks like.
+    """
+    if candidate is None or candidate is ...:
+        raise Missing("nothing yet. Put your answer where the dots are.")
+    if not isinstance(candidate, kind):
+        raise Wrong(f"this is {_kind(candidate)}; the answer looks like {like}.")
+    return candidate
+
+
+def expect(
+    got: Any, want: Tensor, when: str, mistakes: Mapping[str, Tensor | None] | None = None
+) -> None:
+    """Compare an answer with the right one.
+
+    Args:
+        got: what the reader's function returned.
+        want: what it should.
+        when: on which input, in words: "for x = torch.arange(48).reshape(2, 4, 6)".
+        mistakes: sentence → what a reader gets who makes that mistake. The first that fits is told.
+
+    Raises:
+        Wrong: it is no tensor, has another shape or dtype kind, or other numbers.
+    """
+    if not isinstance(got, Tensor):
+        raise Wrong(f"{when} it returns {_kind(got)}, not a tensor.")
+    got = got.detach().cpu()
+    if got.shape == want.shape and got.is_floating_point() == want.is_floating_point():
+        if (got.dtype == torch.bool) != (want.dtype == torch.bool):
+            raise Wrong(f"{when} it returns {got.dtype}; {want.dtype} is asked for.")
+        if _close(got, want):
+            return
+    for sentence, wrong in (mistakes or {}).items():
+        if wrong is not None and got.shape == wrong.shape and _close(got, wrong):
+            raise Wrong(f"{sentence}")
+    if got.shape != want.shape:
+        raise Wrong(f"{when} the shape is {tuple(got.shape)}; it should be {tuple(want.shape)}.")
+    if got.is_floating_point() != want.is_floating_point():
+        raise Wrong(f"{when} it returns {got.dtype}; {want.dtype} is asked for.")
+    if got.is_floating_point() and got.isnan().any() and not want.isnan().any():
+        raise Wrong(f"{when} some numbers are NaN.")
+    if want.numel() <= SMALL:
+        raise Wrong(f"{when} it returns {_numbers(got)}; it should be {_numbers(want)}.")
+    first = tuple((~_near(got, want)).nonzero()[0].tolist())
+    raise Wrong(
+        f"{when} the shape is right, the numbers are not: entry {list(first)} is "
+        f"{_number(got[first])}, and should be {_number(want[first])}."
+    )
+
+
+def shown(x: Any) -> str:
+    """Write an input in a few words."""
+    if isinstance(x, Tensor):
+        return f"a tensor of shape {tuple(x.shape)}"
+    return repr(x)
+
+
+def _kind(x: Any) -> str:
+    kind = type(x).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+
+
+def _number(x: Tensor) -> str:
+    return f"{x.item():.4g}" if x.is_floating_point() else str(x.item())
+
+
+def _numbers(x: Tensor) -> str:
+    if x.is_floating_point():  # no digits that another machine would round differently
+        return str([round(number, 3) for number in x.flatten().tolist()])
+    return str(x.tolist())
+
+
+def _near(got: Tensor, want: Tensor) -> Tensor:
+    if got.is_floating_point() or want.is_floating_point():
+        return torch.isclose(got.double(), want.double(), rtol=TOL, atol=TOL, equal_nan=True)
+    return got == want
+
+
+def _close(got: Tensor, want: Tensor) -> bool:
+    return bool(_near(got, want).all())
+
+
+def _equal(before: Tensor, after: Tensor) -> bool:
+    return before.shape == after.shape and bool(_near(after, before).all())
