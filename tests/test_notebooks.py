@@ -546,8 +546,7 @@ def change_one_number(nb):
 def test_nbval_notices_one_changed_number(tmp_path):
     """The check of the notebooks is only worth what it would catch."""
     pytest.importorskip("nbval")
-    notebooks = [nbformat.read(path, as_version=4) for path in NOTEBOOKS]
-    nb = min(notebooks, key=lambda nb: len(nb.cells))
+    nb = nbformat.read(NOTEBOOKS[0], as_version=4)
     changed = change_one_number(nb)
     nbformat.write(nb, tmp_path / "changed.ipynb")
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "changed.ipynb"]
