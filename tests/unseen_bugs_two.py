@@ -62,7 +62,7 @@ def flat_bias(query, key, mask):
         return flat(query.new_zeros(shape))
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -math.inf)
-    return flat(mask.broadcast_to(shape))
+    return flat(mask.broadcast_to(shape).contiguous())
 
 
 def bmm_attend(query, key, value, attn_mask=None):
@@ -110,7 +110,7 @@ def scales_a_view(query, key, value, attn_mask=None):
 
 @bug("bmm-scores-into-the-mask", "function", bmm_attend, {"inputs-modified"})
 def scores_into_the_mask(query, key, value, attn_mask=None):
-    """`baddbmm_` writes the scores into the caller's additive mask, where that has the full shape."""
+    """`baddbmm_` writes the scores into the caller's additive mask, if that has the full shape."""
     q, k, v = flat(query), flat(key), flat(value)
     scores = flat_bias(query, key, attn_mask)
     scores.baddbmm_(q, k.transpose(1, 2), alpha=1 / math.sqrt(key.size(-1)))
@@ -126,8 +126,7 @@ def alibi_left_in(query, key, value, attn_mask=None):
     slopes = 2.0 ** (-8 / heads * torch.arange(1, heads + 1))
     away = torch.arange(query.size(-2))[:, None] - torch.arange(key.size(-2))
     alibi = (-slopes[:, None, None] * away.abs()).to(query)
-    alibi = alibi.broadcast_to(*query.shape[:-1], key.size(-2)) if query.dim() > 2 else alibi
-    bias = flat_bias(query, key, attn_mask) + flat(alibi)
+    bias = flat_bias(query, key, attn_mask) + alibi.repeat(flat(query).size(0) // heads, 1, 1)
     scale = 1 / math.sqrt(key.size(-1))
     scores = torch.baddbmm(bias, q, k.transpose(1, 2), beta=1.0, alpha=scale)
     out = torch.bmm(softmax_or_zeros(scores), v)
@@ -417,8 +416,7 @@ class CrossAttention(nn.Module):
 
 @bug("wrapped-mask-repeated", "module", CrossAttention, (), lambda c: lambda: c(12, 3))
 class MaskRepeated(CrossAttention):
-    """The masks of the batch follow each other, and again for each head; torch's layer wants
-    those of all heads of a sequence side by side."""
+    """The masks are repeated sequence after sequence for each head, not head after head."""
 
     def torch_mask(self, mask, B, L, S):
         mask = torch.cat(mask.broadcast_to(B, self.attn.num_heads, L, S).unbind(1))
@@ -658,8 +656,7 @@ class OutputReadByFeature(PackedAttention):
 
 @bug("packed-queries-among-keys", "module", PackedAttention, (), packed)
 class QueriesAmongKeys(PackedAttention):
-    """The query's tokens are put before the keys and values, as a resampler does: seen only where
-    they are not the same tokens."""
+    """The query's tokens join the keys and values: seen only where these are other tokens."""
 
     def forward(self, query, key, value, attn_mask=None):
         if attn_mask is not None:
@@ -694,13 +691,6 @@ def split(x, num_heads):
 def split_unflattened_backwards(x, num_heads):
     """The features are unflattened to (D, H) instead of (H, D)."""
     return x.unflatten(-1, (-1, num_heads)).movedim(-1, 1)
-
-
-@bug("split-skips-across", "split", split)
-def split_skips_across(x, num_heads):
-    """The heads after the first hold the features of the first head's next token."""
-    heads = x.unflatten(-1, (num_heads, -1)).movedim(-2, 1)
-    return torch.cat([heads[:, :1], heads[:, 1:].roll(-1, dims=2)], dim=1)
 
 
 def merge(x):
