@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Feedback", "Wrong", "answer", "exercise", "expect", "given", "shown"]
+__all__ = ["Feedback", "Wrong", "answer", "draw", "exercise", "expect", "given", "shown"]
 
 TOL = 1e-6  # inputs are float64 and of size 1; rounding stays far below
 SMALL = 12  # a tensor of at most so many numbers is printed
+SHORT = 40  # and any other input of at most so many characters
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,6 +56,9 @@ def exercise(judge: Callable[[Any], str]) -> Callable[[Any], Feedback]:
             return Feedback(False, f"… {name}: {nothing}")
         except Wrong as wrong:
             return Feedback(False, f"✗ {name}: {wrong}")
+        except Exception as error:  # an answer that no judge has thought of
+            text = f"cannot be judged: {type(error).__name__}: {_first_line(error)}"
+            return Feedback(False, f"✗ {name}: {text}")
 
     check.__annotations__ = {"candidate": "Any", "return": "Feedback"}
     del check.__wrapped__  # its signature is the one above
@@ -77,8 +81,7 @@ def answer(candidate: Any, *inputs: Any, **options: Any) -> Any:
     except NotImplementedError:
         got = None
     except Exception as error:  # whatever the reader's code raises
-        text = str(error).strip().partition("\n")[0]
-        raise Wrong(f"{called} it raises {type(error).__name__}: {text}") from None
+        raise Wrong(f"{called} it raises {type(error).__name__}: {_first_line(error)}") from error
     if got is None or got is ...:
         raise Missing("returns nothing yet. Put your code where the dots are.")
     for before, after in zip(inputs, copies, strict=True):
@@ -118,6 +121,8 @@ def expect(
     if not isinstance(got, Tensor):
         raise Wrong(f"{when} it returns {_kind(got)}, not a tensor.")
     got = got.detach().cpu()
+    if got.is_complex():
+        raise Wrong(f"{when} it returns {got.dtype}; {want.dtype} is asked for.")
     if got.shape == want.shape and got.is_floating_point() == want.is_floating_point():
         if (got.dtype == torch.bool) != (want.dtype == torch.bool):
             raise Wrong(f"{when} it returns {got.dtype}; {want.dtype} is asked for.")
@@ -145,7 +150,17 @@ def shown(x: Any) -> str:
     """Write an input in a few words."""
     if isinstance(x, Tensor):
         return f"a tensor of shape {tuple(x.shape)}"
-    return repr(x)
+    return repr(x) if len(repr(x)) <= SHORT else _kind(x)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    """Return normal numbers in float64, the same ones whatever the reader has set."""
+    gen = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(shape, generator=gen, dtype=torch.float64, device="cpu")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _kind(x: Any) -> str:
