@@ -21,7 +21,7 @@ ARROWS = {
     "devices": set(),
     "einsum": {"figures"},
     "examples": set(),
-    "exercises": {"heads"},
+    "exercises": {"attention", "contract", "heads", "masks", "multihead"},
     "experiments": {"checks", "multihead"},
     "figures": {"palette"},
     "follow": {"figures", "heads", "palette"},

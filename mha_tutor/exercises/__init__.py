@@ -13,6 +13,45 @@ Example:
 """
 
 from mha_tutor.exercises._exercise import Feedback
+from mha_tutor.exercises.attend import (
+    additive,
+    four_weights,
+    heads_last,
+    join_pieces,
+    safe_softmax,
+)
+from mha_tutor.exercises.layer import (
+    cross_attention,
+    grouped_count,
+    silence_head,
+    torch_state,
+    whole_layer,
+)
+from mha_tutor.exercises.mask import (
+    cached_causal,
+    hide_to_bias,
+    masked_weights,
+    padded_causal,
+    two_sided_window,
+)
 from mha_tutor.exercises.reshape import merge
 
-__all__ = ["Feedback", "merge"]
+__all__ = [
+    "Feedback",
+    "additive",
+    "cached_causal",
+    "cross_attention",
+    "four_weights",
+    "grouped_count",
+    "heads_last",
+    "hide_to_bias",
+    "join_pieces",
+    "masked_weights",
+    "merge",
+    "padded_causal",
+    "safe_softmax",
+    "silence_head",
+    "torch_state",
+    "two_sided_window",
+    "whole_layer",
+]

@@ -10,7 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Feedback", "Wrong", "answer", "draw", "exercise", "expect", "given", "shown"]
+__all__ = [
+    "Feedback",
+    "Wrong",
+    "agree",
+    "answer",
+    "draw",
+    "exercise",
+    "expect",
+    "given",
+    "shown",
+    "truth",
+    "whole",
+]
 
 TOL = 1e-6  # inputs are float64 and of size 1; rounding stays far below
 SMALL = 12  # a tensor of at most so many numbers is printed
@@ -51,7 +63,8 @@ def exercise(judge: Callable[[Any], str]) -> Callable[[Any], Feedback]:
     def check(candidate: Any) -> Feedback:
         name = getattr(candidate, "__name__", None) or "your answer"
         try:
-            return Feedback(True, f"✓ {name}: right. {judge(candidate)}")
+            with torch.random.fork_rng(devices=[]):
+                return Feedback(True, f"✓ {name}: right. {judge(candidate)}")
         except Missing as nothing:
             return Feedback(False, f"… {name}: {nothing}")
         except Wrong as wrong:
@@ -146,6 +159,57 @@ def expect(
     )
 
 
+def agree(
+    candidate: Any,
+    cases: Mapping[str, tuple],
+    right: Callable[..., Any],
+    read: Callable[[Any, str], Any],
+    mistakes: Mapping[str, Callable[..., Any]],
+) -> None:
+    """Compare a function that answers with True, False or a number, on several cases.
+
+    Args:
+        candidate: the reader's function.
+        cases: the case in words, as in `expect` → the inputs.
+        right: gives the right answer to them.
+        read: `truth` or `whole`.
+        mistakes: sentence → a wrong rule. The first that answers all cases as the reader's function
+            does is told.
+
+    Raises:
+        Wrong: it answers one of the cases wrong.
+    """
+    got = [read(answer(candidate, *inputs), when) for when, inputs in cases.items()]
+    want = [right(*inputs) for inputs in cases.values()]
+    if got == want:
+        return
+    for sentence, rule in mistakes.items():
+        if got == [rule(*inputs) for inputs in cases.values()]:
+            raise Wrong(sentence)
+    if len(set(got)) == 1:
+        raise Wrong(f"it returns {got[0]}, whatever the input.")
+    for when, is_, should in zip(cases, got, want, strict=True):
+        if is_ != should:
+            raise Wrong(f"{when} it returns {is_}; it should be {should}.")
+
+
+def truth(got: Any, when: str) -> bool:
+    """Read a True or False, also one of torch or NumPy."""
+    value = _item(got)
+    if not isinstance(value, bool):
+        raise Wrong(f"{when} it returns {_kind(value)}; True or False is asked for.")
+    return value
+
+
+def whole(got: Any, when: str) -> int:
+    """Read a whole number, of whatever type."""
+    value = _item(got)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        kind = value if isinstance(value, float) else _kind(value)
+        raise Wrong(f"{when} it returns {kind}; a whole number is asked for.")
+    return int(value)
+
+
 def shown(x: Any) -> str:
     """Write an input in a few words."""
     if isinstance(x, Tensor):
@@ -161,6 +225,14 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def _item(x: Any) -> Any:
+    """Return the number in a tensor or array of one; anything else as it is."""
+    try:
+        return x.item()
+    except (AttributeError, RuntimeError, ValueError):
+        return x
 
 
 def _kind(x: Any) -> str:
