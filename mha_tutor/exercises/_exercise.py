@@ -237,7 +237,7 @@ def _item(x: Any) -> Any:
 
 def _kind(x: Any) -> str:
     kind = type(x).__name__
-    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+    return f"{'an' if kind[0] in 'aeiouAEIOU' or kind == 'ndarray' else 'a'} {kind}"
 
 
 def _number(x: Tensor) -> str:

@@ -60,7 +60,7 @@ def four_weights(candidate: Any) -> str:
         raise Wrong(
             f"they sum to {got.sum():.2f}; weights sum to 1. Divide by the sum of the exps."
         )
-    j = int((got - want).abs().gt(TWO_DIGITS).nonzero()[0])
+    j = int((~((got - want).abs() <= TWO_DIGITS)).nonzero()[0])
     k = KEYS[j]
     raise Wrong(
         f"look at k{j + 1} = ({k[0]}, {k[1]}) again: its score is 1·({k[0]}) + 2·({k[1]}) = "
@@ -155,8 +155,11 @@ def safe_softmax(candidate: Any) -> str:
         torch.softmax(x, -1),
         "for the row [-10000, 0, 10000]",
         {
-            "a number that is too small is subtracted, and exp overflows still. Subtract the "
-            "largest.": torch.softmax(x, -1) * 0 + torch.tensor([0, 0, torch.nan]),
+            "the row's mean is subtracted, and exp overflows still. Subtract the largest.": _shifted(
+                x, x.mean()
+            ),
+            "the row's smallest number is subtracted, and exp overflows still. Subtract the "
+            "largest.": _shifted(x, x.amin()),
         },
     )
     x = torch.tensor([[-inf, 0.0, 1.0]], dtype=torch.float64)
