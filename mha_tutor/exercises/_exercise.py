@@ -88,7 +88,7 @@ def answer(candidate: Any, *inputs: Any, **options: Any) -> Any:
     if not callable(candidate):
         raise Wrong(f"pass the function itself, without calling it; this is {_kind(candidate)}.")
     copies = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
-    called = "called with " + ", ".join(shown(x) for x in inputs) if inputs else "called"
+    called = f"called with {_listed(inputs)}" if inputs else "called"
     try:
         got = candidate(*copies, **options)
     except NotImplementedError:
@@ -215,6 +215,12 @@ def shown(x: Any) -> str:
     if isinstance(x, Tensor):
         return f"a tensor of shape {tuple(x.shape)}"
     return repr(x) if len(repr(x)) <= SHORT else _kind(x)
+
+
+def _listed(inputs: tuple[Any, ...]) -> str:
+    if len(inputs) > 1 and all(isinstance(x, Tensor) for x in inputs):
+        return "tensors of shapes " + ", ".join(str(tuple(x.shape)) for x in inputs)
+    return ", ".join(shown(x) for x in inputs)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -155,11 +155,12 @@ def safe_softmax(candidate: Any) -> str:
         torch.softmax(x, -1),
         "for the row [-10000, 0, 10000]",
         {
-            "the row's mean is subtracted, and exp overflows still. Subtract the largest.": _shifted(
+            "the row's mean is subtracted, and exp overflows. Subtract the largest.": _shifted(
                 x, x.mean()
             ),
-            "the row's smallest number is subtracted, and exp overflows still. Subtract the "
-            "largest.": _shifted(x, x.amin()),
+            "the row's smallest number is subtracted; exp overflows. Take the largest.": _shifted(
+                x, x.amin()
+            ),
         },
     )
     x = torch.tensor([[-inf, 0.0, 1.0]], dtype=torch.float64)

@@ -100,10 +100,8 @@ def padded_causal(candidate: Any) -> str:
             "are j < lengths.": causal & (j <= lengths[:, None, None, None]),
             "one real token is hidden: with `lengths` real tokens, the real positions are "
             "j < lengths.": causal & (j < lengths[:, None, None, None] - 1),
-            "the filler is hidden as a query (a row), and seen as a key. It is the column that "
-            "must be hidden.": causal & rows,
-            "the filler is hidden as a key and as a query. A row without any key is trouble; "
-            "hide the column only.": want & rows,
+            "the filler is hidden as a query, so its rows are empty, and an empty row is trouble. "
+            "Hide it as a key, a column: j < lengths.": causal & rows,
             "“or” lets a pair pass that one mask forbids; both must allow it: “and”.": (
                 causal | real
             ),
@@ -131,7 +129,7 @@ def padded_causal(candidate: Any) -> str:
 @exercise
 def cached_causal(candidate: Any) -> str:
     """Let L new queries at the end of S keys see the past: `mask(L, S)` → (L, S)."""
-    for L, S in ((2, 5), (1, 6), (4, 4), (3, 8), (4, 2)):
+    for L, S in ((3, 8), (1, 6), (4, 4), (2, 5), (4, 2)):
         i, j = torch.arange(L)[:, None], torch.arange(S)
         want = causal_mask(L, S, offset=S - L)
         mistakes = {
@@ -160,7 +158,7 @@ def cached_causal(candidate: Any) -> str:
 @exercise
 def two_sided_window(candidate: Any) -> str:
     """Let each query see its neighbors and token 0, and token 0 all: `mask(L, before, after)`."""
-    for L, before, after in ((8, 2, 1), (7, 0, 3), (5, 9, 9)):
+    for L, before, after in ((9, 3, 2), (7, 0, 3), (5, 9, 9)):
         i, j = torch.arange(L)[:, None], torch.arange(L)
         window = (j >= i - before) & (j <= i + after)
         row, column = (i == 0).expand(L, L), (j == 0).expand(L, L)
