@@ -20,6 +20,13 @@ from mha_tutor.exercises.attend import (
     join_pieces,
     safe_softmax,
 )
+from mha_tutor.exercises.einsum import (
+    einsum_by_matmul,
+    flops,
+    layer_by_einsum,
+    output_spec,
+    scores_spec,
+)
 from mha_tutor.exercises.layer import (
     cross_attention,
     grouped_count,
@@ -34,24 +41,38 @@ from mha_tutor.exercises.mask import (
     padded_causal,
     two_sided_window,
 )
-from mha_tutor.exercises.reshape import merge
+from mha_tutor.exercises.reshape import find_element, heads_test, merge, unpack, view_fits
+from mha_tutor.exercises.split import head_shares, one_head, one_suffices, recover_tables
 
 __all__ = [
     "Feedback",
     "additive",
     "cached_causal",
     "cross_attention",
+    "einsum_by_matmul",
+    "find_element",
+    "flops",
     "four_weights",
     "grouped_count",
+    "head_shares",
     "heads_last",
+    "heads_test",
     "hide_to_bias",
     "join_pieces",
+    "layer_by_einsum",
     "masked_weights",
     "merge",
+    "one_head",
+    "one_suffices",
+    "output_spec",
     "padded_causal",
+    "recover_tables",
     "safe_softmax",
+    "scores_spec",
     "silence_head",
     "torch_state",
     "two_sided_window",
+    "unpack",
+    "view_fits",
     "whole_layer",
 ]
