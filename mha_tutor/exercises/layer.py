@@ -23,7 +23,7 @@ __all__ = ["cross_attention", "grouped_count", "silence_head", "torch_state", "w
 @exercise
 def grouped_count(candidate: Any) -> str:
     """Count a layer's parameters, biases too: `count(embed_dim, num_heads, num_kv_heads)`."""
-    for E, H, G in ((512, 8, 8), (512, 8, 2), (30, 6, 1), (33, 3, 3)):
+    for E, H, G in ((512, 8, 4), (512, 8, 8), (30, 6, 1), (33, 3, 3)):
         D = E // H
         want = 2 * E * E + 2 * E + 2 * (G * D * E + G * D)
         got = answer(candidate, E, H, G)
@@ -45,8 +45,9 @@ def grouped_count(candidate: Any) -> str:
             "gives k_proj and v_proj biases of E numbers; a bias has one for each row.": 2 * E * E
             + 2 * G * D * E
             + 4 * E,
-            "counts one of key and value only; both have few heads, and both are there.": want
-            - (G * D * E + G * D),
+            "counts one of key and value only; both have few heads, and both are there.": 2 * E * E
+            + 2 * E
+            + (G * D * E + G * D),
             "lets the value keep all heads; key and value have num_kv_heads each.": 3 * (E * E + E)
             + G * D * E
             + G * D,
@@ -198,7 +199,7 @@ def cross_attention(candidate: Any) -> str:
     (B, L, E), (B, S, F), (B,) → the output (B, L, E) and the weights of each head (B, H, L, S).
     """
     # Then as many sequences as queries: there a mask can be lined up wrongly without an error.
-    for lengths, L in ((torch.tensor([4, 7]), 5), (torch.tensor([2, 7, 5]), 3)):
+    for lengths, L in ((torch.tensor([4, 6]), 5), (torch.tensor([2, 6, 5]), 3)):
         E, H, F, S, B = 12, 3, 8, 7, len(lengths)
         layer = nn.MultiheadAttention(
             E, H, kdim=F, vdim=F, batch_first=True, dtype=torch.float64, device="cpu"
@@ -305,10 +306,9 @@ def _in_a_few_words(report: Any, wrong: list) -> str:
     if not wrong:
         return f"it could not be checked: {report.reason}"
     told = [str(diagnosis) for diagnosis in report.diagnoses if diagnosis.name != "unknown"]
-    first = wrong[0]
-    if not told or len(told) < len(report.diagnoses):
-        detail = first.detail.partition("\n")[0]
-        told = [f"{first.promise} Here {detail}.", *told] if detail else [first.promise, *told]
+    if not told:
+        first, detail = wrong[0], wrong[0].detail.partition("\n")[0]
+        told = [f"{first.promise} Here {detail}." if detail else first.promise]
     more = f" {len(wrong)} properties fail; mha_tutor.check tells the rest."
     return " ".join(told[:MOST]) + (more if len(wrong) > 1 else "")
 
