@@ -213,7 +213,7 @@ def einsum_by_matmul(candidate: Any) -> str:
                 got = answer(candidate, spec, a, b)
             expect(got, want, f"for {spec!r}", _other_orders(spec, want))
         except Wrong as wrong:
-            raise Wrong(f"{wrong}{remark and ' '}{remark}") from None
+            raise Wrong(f"{str(wrong).rstrip('.')}. {remark}".rstrip()) from None
         if calls.einsum:
             raise Wrong("this calls an einsum. Use permute, reshape and @ alone.")
         if calls.count > MANY:

@@ -196,6 +196,10 @@ def _strided_split(x: Tensor, num_heads: int) -> Tensor:
     return torch.stack([x[..., h::num_heads] for h in range(num_heads)], dim=1)
 
 
+def _last_two_exchanged(x: Tensor) -> Tensor:
+    return torch.cat([x[:, :-2], x[:, -2:].flip(1)], dim=1)
+
+
 _RIGHT: dict[str, tuple[Split, Merge]] = {
     "reshape and transpose": (split_heads, merge_heads),
     "slices": (_sliced_split, _joined_merge),
@@ -212,9 +216,9 @@ _WRONG: dict[str, tuple[Split, Merge]] = {
         _strided_split,
         lambda x: x.permute(0, 2, 3, 1).flatten(-2),
     ),
-    "the heads come in reverse order, and the merge turns them back.": (
-        lambda x, num_heads: split_heads(x, num_heads).flip(1),
-        lambda x: merge_heads(x.flip(1)),
+    "the split exchanges the last two heads, and the merge exchanges them back.": (
+        lambda x, num_heads: _last_two_exchanged(split_heads(x, num_heads)),
+        lambda x: merge_heads(_last_two_exchanged(x)),
     ),
     "the split exchanges the sequences of a batch, and the merge exchanges them back.": (
         lambda x, num_heads: split_heads(x, num_heads).flip(0),
