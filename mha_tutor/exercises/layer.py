@@ -269,8 +269,7 @@ def whole_layer(candidate: Any) -> str:
     if wrong or report.reason:
         raise Wrong(_in_a_few_words(report, wrong))
     _check_other_size(candidate)
-    held = sum(finding.verdict == "holds" for finding in report.findings)
-    return f"mha_tutor.check finds nothing wrong: {held} properties hold."
+    return "mha_tutor.check finds nothing wrong with it."
 
 
 def _made(candidate: Any, embed_dim: int, num_heads: int) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import nn
 
 import mha_tutor
 from mha_tutor import MultiHeadAttention, exercises, merge_heads, split_heads
+from mha_tutor.contract import find_mutant
 
 inf = float("inf")
 NAMES = ["cross_attention", "grouped_count", "silence_head", "torch_state", "whole_layer"]
@@ -493,13 +494,6 @@ class ValueFromKey(Layer):
         return super().forward(query, key, key, attn_mask)
 
 
-class WithoutOut(Layer):
-    def merge(self, heads):
-        return torch.linalg.solve(
-            self.out_proj.weight, (merge_heads(heads) - self.out_proj.bias).mT
-        ).mT
-
-
 class TwoBugs(ScaledByWidth):
     def merge(self, heads):
         return MergedWrongly.merge(self, heads)
@@ -548,18 +542,8 @@ class Plain:
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
-        (ScaledByWidth, "√embed_dim"),
-        (Unscaled, "not divided by √head_dim"),
         (Fixed, "holds for embed_dim=15 and 3 heads, but for 8 and 4"),
-        (MergedWrongly, "merge"),
-        (SplitWrongly, "a slice of each"),
-        (UpsideDown, "upside down"),
-        (Textbook, "yields NaN"),
-        (FiniteFill, "nothing to attend to gets zeros"),
-        (Unmasked, "mask"),
-        (OverQueries, "quer"),
-        (ValueFromKey, "value"),
-        (TwoBugs, "computed by plain loops"),
+        (FiniteFill, "zeros"),
         (TwoBugs, "properties fail; mha_tutor.check tells the rest"),
         (Shared, "Linear(D, D), shared by the heads"),
         (ReturnsPair, "tensor"),
@@ -575,6 +559,26 @@ def test_whole_layer_wrong(layer, said):
     text = repr(exercises.whole_layer(layer))
     assert text.startswith("✗")
     assert said in text
+
+
+@pytest.mark.parametrize(
+    ("layer", "bug"),
+    [
+        (ScaledByWidth, "scale-sqrt-embed-dim"),
+        (Unscaled, "scale-none"),
+        (MergedWrongly, "merge-without-transpose"),
+        (SplitWrongly, "split-without-transpose"),
+        (UpsideDown, "mask-inverted"),
+        (Textbook, "empty-row-is-nan"),
+        (Unmasked, "mask-ignored"),
+        (OverQueries, "softmax-over-queries"),
+        (ValueFromKey, "value-from-key"),
+    ],
+)
+def test_whole_layer_names_the_bug(layer, bug):
+    text = repr(exercises.whole_layer(layer))
+    assert text.startswith("✗")
+    assert find_mutant(bug).story in text
 
 
 def test_whole_layer_in_float64_by_default():
