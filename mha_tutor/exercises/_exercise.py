@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
 
 TOL = 1e-6  # inputs are float64 and of size 1; rounding stays far below
 SMALL = 12  # a tensor of at most so many numbers is printed
+WIDTH = 78  # of a line in a notebook, as for its code
 SHORT = 40  # and any other input of at most so many characters
 
 
@@ -46,6 +48,10 @@ class Feedback:
 
     def __repr__(self) -> str:
         return self.text
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Break the text into lines where a notebook shows it."""
+        printer.text(textwrap.fill(self.text, WIDTH, subsequent_indent="  "))
 
 
 class Wrong(Exception):

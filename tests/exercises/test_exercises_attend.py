@@ -1,6 +1,7 @@
 """The checkers of chapter 4: right answers pass, known mistakes are told by name."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +57,16 @@ def test_a_checker_leaves_random_numbers_and_settings_alone():
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_notebook_shows_short_lines():
+    feedback = exercises.heads_last(heads_by_einsum)
+    shown = []
+    feedback._repr_pretty_(SimpleNamespace(text=shown.append), False)
+    lines = shown[0].splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 78
+    assert " ".join(line.strip() for line in lines) == repr(feedback)
 
 
 # --- four_weights --------------------------------------------------------------------------------
