@@ -60,7 +60,7 @@ def one_head(candidate: Any) -> str:
         x @ w[9:].T,
         "for head 3 of 4, with X (2, 5, 7) and W (12, 7),",
     )
-    return "Your head agrees with split_heads(X @ W.T, H) on two sizes."
+    return "Your head is that of split_heads(X @ W.T, H)."
 
 
 @exercise
@@ -97,7 +97,7 @@ def head_shares(candidate: Any) -> str:
         heads @ head_columns(w, 5).mT,
         "for heads of shape (2, 5, 7, 3) and W (11, 15),",
     )
-    return "Added over the heads, your shares are the concatenation times W.T, on two sizes."
+    return "Added up, your shares are merge_heads(heads) @ W.T."
 
 
 @exercise
@@ -173,7 +173,7 @@ def recover_tables(candidate: Any) -> str:
         other,
         "for a layer of 2 heads, 7 tokens and 10 features",
     )
-    return "You have found all 3 and all 2 tables, without seeing one."
+    return "You have found all tables, without seeing one."
 
 
 def _rank(x: Tensor) -> int:
