@@ -32,7 +32,7 @@ def four_weights(candidate: Any) -> str:
     scaled = raw / math.sqrt(2)
     want = torch.softmax(scaled, dim=-1)
     if _near(got, want):
-        return "And they sum to 1: a query has one unit of attention to give away."
+        return "They sum to 1: one unit of attention to give away."
     for sentence, wrong in {
         "these are the raw scores. Divide them by √2, then take the softmax.": raw,
         "these are the scaled scores. Turn them into shares: exp, then divide by the sum.": scaled,
@@ -165,7 +165,7 @@ def safe_softmax(candidate: Any) -> str:
     )
     x = torch.tensor([[-inf, 0.0, 1.0]], dtype=torch.float64)
     expect(answer(candidate, x, -1), torch.softmax(x, -1), "for the row [-inf, 0, 1]")
-    return "It holds along every axis, for numbers from −10,000 to 10,000, and with −∞ among them."
+    return "Along every axis, from −10,000 to 10,000, and with −∞."
 
 
 def _shifted(x: Tensor, shift: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ def heads_last(candidate: Any) -> str:
             ] = over_heads
         when = f"for B=2, L={L}, S={S}, H=3, D=4, V=6,"
         expect(answer(candidate, query, key, value), want, when, mistakes)
-    return "It agrees with scaled_dot_product_attention, for L = S and for L ≠ S."
+    return "It agrees with the usual layout, for L = S and L ≠ S."
 
 
 # --- scores by addition, for any number of leading axes -------------------------------------------
@@ -296,7 +296,7 @@ def additive(candidate: Any) -> str:
                 "it is right for one head, and fails with axes in front, (2, 3, L, D): `[:, None]` "
                 "counts axes from the left. Count from the right: unsqueeze(-2) and unsqueeze(-3)."
             ) from wrong
-    return "It agrees with additive_attention, with and without axes for batch and heads."
+    return "It agrees with additive_attention, for one head and many."
 
 
 # --- attention in two pieces ---------------------------------------------------------------------
@@ -346,7 +346,7 @@ def join_pieces(candidate: Any) -> str:
                 ),
             },
         )
-    return "Two pieces give what all keys give at once; also near 10,000, and with a masked piece."
+    return "Two pieces give what all keys give at once."
 
 
 def _pieces(scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -108,7 +108,7 @@ def silence_head(candidate: Any) -> str:
         }
         when = f"for a matrix ({E}, {E}), {H} heads and h={h}"
         expect(answer(candidate, weight, H, h), want, when, mistakes)
-    return "The columns of that head are 0, and the others are untouched."
+    return "Its columns are 0, and the others are untouched."
 
 
 # --- from torch's packed parameters to four linear layers ----------------------------------------
@@ -141,7 +141,7 @@ def torch_state(candidate: Any) -> str:
         _compare_names(got, want, what)
         for name in want:
             _compare_parameter(name, got[name], want, state, what)
-    return "Packed, separate and without bias: every parameter is in its place."
+    return "Every parameter is in its place, in all three forms."
 
 
 def _random_layer(layer: nn.Module) -> nn.Module:
@@ -242,7 +242,7 @@ def cross_attention(candidate: Any) -> str:
             mistakes = {sentence: wrong[which].detach() for sentence, wrong in wrongs.items()}
             when = f"for B={B}, L={L}, S={S}, the {part}:"
             expect(got[which], want[which].detach(), when, mistakes)
-    return "No query reads filler, and you have the weights of each head."
+    return "No query reads filler, and each head shows its weights."
 
 
 # --- the whole layer -----------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def padded_causal(candidate: Any) -> str:
         got = answer(candidate, lengths, L)
         _refuse_numbers(got, want)
         expect(got, want, f"for the lengths {list(numbers)} and L={L}", mistakes)
-    return "It agrees with causal_mask and padding_mask together, also where B = L."
+    return "It hides the future and the filler, also where B = L."
 
 
 # --- causal with a cache -------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def cached_causal(candidate: Any) -> str:
         got = answer(candidate, L, S)
         _refuse_numbers(got, want)
         expect(got, want, f"for L={L} queries and S={S} keys", mistakes)
-    return "Your mask ends in the bottom right corner, for L < S, L = S and L > S."
+    return "It ends in the bottom right corner, whatever L and S are."
 
 
 # --- a window over both sides, and a token for all ------------------------------------------------
@@ -207,7 +207,7 @@ def two_sided_window(candidate: Any) -> str:
         _refuse_numbers(got, window)
         when = f"for L={L}, before={before}, after={after}"
         expect(got, with_token_0(window), when, mistakes)
-    return "Neighbors on both sides, token 0 for all, and windows wider than the sequence."
+    return "Neighbors on both sides, and token 0 for all."
 
 
 def _refuse_numbers(got: Any, want: Tensor) -> None:
@@ -242,10 +242,7 @@ def masked_weights(candidate: Any) -> str:
     _check_garbage(candidate, scores, empty)
     for dtype in HALF:
         _check_half(candidate, scores, empty, dtype)
-    return (
-        "Rows sum to 1, or to 0 where no key is left; no NaN forward or backward; what is hidden "
-        "has no say; float16 and bfloat16 work."
-    )
+    return "All five demands are met."
 
 
 def _weights(scores: Tensor, mask: Tensor) -> Tensor:
