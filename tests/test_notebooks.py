@@ -213,6 +213,8 @@ def exercises_whole(nb):
     found, inside, seen = [], None, {}
     for index, cell in enumerate(nb.cells):
         if cell.cell_type == "markdown":
+            if inside and inside[0] == "exercise" and "<details>" in cell.source:
+                inside[1].add("a hint")
             for kind, edge, rest in re.findall(
                 r"^:::\{(exercise|solution)-(start|end)\}(.*(?:\n:(?!::).*)*)", cell.source, re.M
             ):
@@ -223,8 +225,6 @@ def exercises_whole(nb):
                 )
                 if (kind, edge) == ("solution", "start") and ":class: dropdown" not in rest:
                     found.append(f"cell {index}: a solution that is not folded")
-            if inside and inside[0] == "exercise" and "<details>" in cell.source:
-                inside[1].add("a hint")
         elif inside:
             answer = "".join(text for output in cell.outputs for text in texts(output))
             if inside[0] == "exercise" and answer.startswith("…"):
