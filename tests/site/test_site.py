@@ -246,8 +246,8 @@ def test_six_chapters_have_exercises():
 
 @pytest.mark.parametrize("page", WITH_EXERCISES)
 def test_hints_and_solutions_are_folded_and_unfold(contexts, base, page):
-    """A solution is out of sight until it is asked for; then its wide code can be scrolled."""
-    tab = contexts["phone"].new_page()
+    """A solution is out of sight until it is asked for, also in a window made narrow."""
+    tab = contexts["desktop"].new_page()
     errors = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(f"{base}/{page}.html", wait_until="load")
@@ -266,8 +266,10 @@ def test_hints_and_solutions_are_folded_and_unfold(contexts, base, page):
         assert not words.is_visible()
         hint.locator("summary").click()
         words.wait_for(state="visible")
-    tab.wait_for_function(REACHABLE)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= VIEWPORTS["phone"][0]
+    width, height = VIEWPORTS["phone"]
+    tab.set_viewport_size({"width": width, "height": height})
+    tab.wait_for_function(REACHABLE, timeout=5000)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert errors == []
     tab.close()
 
