@@ -133,6 +133,7 @@ def plot_backends(run: dict, mask: str = "causal", training: bool = False, *, ax
         _draw_slopes(ax, lengths, 0.6 * lowest)
         ax.margins(x=0.09)  # room for the names of the two slopes
     axes[0].set_title(_title(run, shown[0]) if shown else "nothing measured", fontsize=11)
+    axes[0].set_ylim(top=5 * axes[0].get_ylim()[1])  # room for the legend
     axes[0].set_ylabel("milliseconds", fontsize=11)
     axes[1].set_ylabel("MiB at the peak", fontsize=11)
     axes[1].set_xlabel("L, queries and keys", fontsize=11)
