@@ -1,0 +1,53 @@
+"""Dropout in the wrong place, at the wrong time, or of the wrong size."""
+
+from torch.nn import functional as F
+
+from mha_tutor.contract.mutants.catalog import BLACK_BOX, FUNCTION, MODULE, mutant
+
+
+@mutant(
+    "dropout-before-softmax",
+    "Dropout acts before the softmax, on the scores, instead of on the weights.",
+    6, FUNCTION, MODULE, BLACK_BOX,
+)  # fmt: skip
+class _:
+    def bias(self, scores, attn_mask, is_causal, dropout_p):
+        bias = super().bias(scores, attn_mask, is_causal, dropout_p)
+        self.p = dropout_p
+        return bias
+
+    def softmax(self, scores):
+        return super().softmax(F.dropout(scores, self.p) if self.p else scores)
+
+    def drop(self, weights, p):
+        return weights
+
+
+@mutant(
+    "dropout-in-eval",
+    "Dropout goes on in evaluation.",
+    6, MODULE, BLACK_BOX,
+)  # fmt: skip
+class _:
+    def dropout_p(self):
+        return self.dropout
+
+
+@mutant(
+    "dropout-unscaled",
+    "Dropout does not scale up the weights that it keeps.",
+    6, FUNCTION, MODULE, BLACK_BOX,
+)  # fmt: skip
+class _:
+    def drop(self, weights, p):
+        return super().drop(weights, p) * (1 - p)
+
+
+@mutant(
+    "dropout-ignored",
+    "There is an option for dropout and it does nothing.",
+    6, FUNCTION, MODULE, BLACK_BOX,
+)  # fmt: skip
+class _:
+    def drop(self, weights, p):
+        return weights
