@@ -8,6 +8,8 @@ out the caller may say. A layer whose weights are not found is judged from outsi
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -526,6 +528,9 @@ def _with_mask_axes(module: nn.Module, adapter: Adapter, call: Callable[..., Any
     key = query if adapter.self_attention else torch.ones(B, S, adapter.kdim, **like)
     value = query if adapter.self_attention else torch.ones(B, S, adapter.vdim, **like)
     mask = torch.ones(B, 1, L, S, dtype=torch.bool, device=query.device)
+
+    with contextlib.suppress(Exception):
+        module = copy.deepcopy(module)  # a call may leave something behind
 
     def attempt(ndim):
         with torch.no_grad():

@@ -103,7 +103,7 @@ class _Bench:
         self.questions = _questions(subject)
         trained = subject.in_training() or subject
         self.candidate = [
-            _answer(trained if question.training else subject, question)
+            _answer((trained if question.training else subject).fresh(), question)
             for question in self.questions
         ]
         self.right = self.ask(())

@@ -105,7 +105,7 @@ def check(
                 black_box=black_box,
             )
             subject = ModuleSubject(candidate, adapter, title, device, clock, inverted, seed)
-            if causal is None and _is_causal_by_itself(subject):
+            if causal is None and _is_causal_by_itself(subject.fresh()):
                 subject.causal = True
                 subject.notes.append(
                     "No token sees the future, so it is taken for causal by itself; say "
@@ -200,7 +200,7 @@ TRANSLATED = ("polarity",)
 
 def _ask(prop: Property, subject: Subject, sizes, seed: int) -> Problem | None:
     try:
-        return prop.test(subject, sizes, seed)
+        return prop.test(subject.fresh(), sizes, seed)
     except CandidateError as error:
         return Problem(str(error))
     except (NotApplicable, OutOfTime):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,8 +147,26 @@ class Subject:
 
     # --- variants -------------------------------------------------------------------------
 
-    def with_dropout(self, p: float) -> Subject | None:
-        """Return the candidate with dropout, in training; None if it has none."""
+    def fresh(self) -> Subject:
+        """Return the candidate as it was before the first call; a function cannot be reset."""
+        return self
+
+    def opened(self, seed: int) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]] | None:
+        """Return the candidate in a state in which its output shows its weights, if there is one.
+
+        Returns:
+            The candidate, inputs for it (one sequence), and what turns its output into
+            (B, H, L, 2 S): the weights, side by side twice.
+        """
+        return None
+
+    def with_dropout(self, p: float, only: int | None = None) -> Subject | None:
+        """Return the candidate with dropout, in training; None if it has none.
+
+        Args:
+            p: the probability to set.
+            only: set just this one of its places for dropout; all of them if None.
+        """
         return None
 
     def in_training(self) -> Subject | None:
@@ -211,12 +230,18 @@ class FunctionSubject(Subject):
     def torch_answer(self, inputs: Inputs) -> Tensor:
         return nn.functional.scaled_dot_product_attention(*inputs)
 
+    def opened(self, seed: int) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]]:
+        inputs = self.draw(replace(self.main, B=1, L=3, S=4), seed)
+        shown = _one_hot_twice(4).to(self.device, self.dtype)
+        value = shown.expand(*inputs.value.shape[:2], -1, -1).contiguous()  # (1, H, S, 2 S)
+        return self, inputs._replace(value=value), lambda out: out
+
     def simulation(self, steps: tuple[type, ...], *, training: bool = False) -> FunctionSubject:
         function = as_function(type("Simulated", (*steps, Steps), {}))
         return FunctionSubject(function, "simulation", self.device, self.clock)
 
-    def with_dropout(self, p: float) -> Subject | None:
-        if not self.takes_dropout:
+    def with_dropout(self, p: float, only: int | None = None) -> Subject | None:
+        if not self.takes_dropout or only:
             return None
         function = self.function
 
@@ -266,6 +291,7 @@ class ModuleSubject(Subject):
         _redraw(self.module, seed)
         _silence_dropout(self.module)
         self.module.eval()
+        self.pristine = copy.deepcopy(self.module)  # never called
         taken = (adapter.embed_dim, adapter.num_heads or 0)
         taken += (adapter.embed_dim // (adapter.num_heads or 1),)
         B, L, S, *_ = primes_without(*taken)
@@ -352,7 +378,7 @@ class ModuleSubject(Subject):
         if training:
             layer.train()
         other = copy.copy(self)
-        other.module, other.inverted = layer, False
+        other.module, other.pristine, other.inverted = layer, layer, False
         always = self.causal
 
         def call(module, query, key, value, mask, is_causal):
@@ -365,26 +391,68 @@ class ModuleSubject(Subject):
         other.adapter = a.with_call(call)
         return other
 
-    def _copied(self) -> ModuleSubject:
+    def fresh(self) -> ModuleSubject:
         other = copy.copy(self)
-        other.module = copy.deepcopy(self.module)
+        other.module = copy.deepcopy(self.pristine)
         return other
 
-    def with_dropout(self, p: float, training: bool = True) -> Subject | None:
-        other = self._copied()
-        if not _set_dropout(other.module, p):
-            return None
-        other.module.train(training)
+    def _changed(self, change: Callable[[nn.Module], Any]) -> ModuleSubject:
+        other = self.fresh()
+        change(other.module)
+        other.pristine = other.module  # as long as it is not called but through `fresh`
         return other
+
+    def opened(self, seed: int) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]] | None:
+        weights, a = self.weights(), self.adapter
+        if weights is None:
+            return None
+        width = weights.v[0].shape[0] // a.num_kv_heads
+        room = weights.out is None or weights.out[0].shape[0] >= weights.out[0].shape[1]
+        S = min(width // 2, a.vdim, 4)
+        if S < 2 or not room:
+            return None
+        sizes = replace(self.main, B=1, L=S if self.self_attention else 3, S=S)
+        inputs = self.draw(sizes, seed)
+        value = inputs.query if self.self_attention else inputs.value
+        value[..., :S] = torch.eye(S)
+        inputs = Inputs(value) if self.self_attention else inputs._replace(value=value)
+        shown = torch.zeros(a.num_kv_heads, width, a.vdim)
+        shown[:, : 2 * S, :S] = _one_hot_twice(S).T
+
+        @torch.no_grad()
+        def change(module: nn.Module) -> None:
+            maps = a.weights(module)
+            maps.v[0].copy_(shown.flatten(0, 1))
+            if maps.out is not None:
+                maps.out[0].copy_(torch.eye(*maps.out[0].shape))
+            for linear in (maps.v, maps.out):
+                if linear is not None and linear[1] is not None:
+                    linear[1].zero_()
+
+        def read(out: Tensor) -> Tensor:
+            heads = out[..., : a.num_heads * width].unflatten(-1, (a.num_heads, width))
+            return heads.transpose(1, 2)[..., : 2 * S]
+
+        return self._changed(change), inputs, read
+
+    def with_dropout(
+        self, p: float, only: int | None = None, training: bool = True
+    ) -> Subject | None:
+        found = False
+
+        def change(module: nn.Module) -> None:
+            nonlocal found
+            found = _set_dropout(module, p, only)
+            module.train(training)
+
+        other = self._changed(change)
+        return other if found else None
 
     def in_training(self) -> Subject:
-        other = self._copied()
-        other.module.train()
-        return other
+        return self._changed(nn.Module.train)
 
     def cast(self, dtype: torch.dtype) -> Subject:
-        other = self._copied()
-        other.module.to(dtype)
+        other = self._changed(lambda module: module.to(dtype))
         other.dtype = dtype
         return other
 
@@ -473,15 +541,24 @@ def _silence_dropout(module: nn.Module) -> None:
     _set_dropout(module, 0.0)
 
 
-def _set_dropout(module: nn.Module, p: float) -> bool:
-    """Set every dropout of the module; tell whether it has one."""
-    found = False
+def _set_dropout(module: nn.Module, p: float, only: int | None = None) -> bool:
+    """Set every dropout of the module, or one of them; tell whether it is there."""
+    places = list(_dropouts(module))
+    chosen = places if only is None else places[only : only + 1]
+    for part, name in chosen:
+        setattr(part, name, p)
+    return bool(chosen)
+
+
+def _dropouts(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """List where the module keeps a probability of dropout: the part and its attribute."""
     for part in module.modules():
         if isinstance(part, nn.modules.dropout._DropoutNd):
-            part.p, found = p, True
+            yield part, "p"
             continue
-        for name in DROPOUT_NAMES:
-            if isinstance(vars(part).get(name), float):
-                setattr(part, name, p)
-                found = True
-    return found
+        yield from ((part, n) for n in DROPOUT_NAMES if isinstance(vars(part).get(n), float))
+
+
+def _one_hot_twice(S: int) -> Tensor:
+    """(S, 2 S): values that tell the keys apart, each feature twice."""
+    return torch.eye(S).repeat(1, 2)

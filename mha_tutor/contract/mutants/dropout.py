@@ -1,5 +1,6 @@
 """Dropout in the wrong place, at the wrong time, or of the wrong size."""
 
+import torch
 from torch.nn import functional as F
 
 from mha_tutor.contract.mutants.catalog import BLACK_BOX, FUNCTION, MODULE, mutant
@@ -51,3 +52,53 @@ class _:
 class _:
     def drop(self, weights, p):
         return weights
+
+
+@mutant(
+    "dropout-shared-by-heads",
+    "One draw of dropout serves all heads.",
+    6, FUNCTION, MODULE, BLACK_BOX,
+)  # fmt: skip
+class _:
+    def drop(self, weights, p):
+        return weights * super().drop(torch.ones_like(weights[:, :1]), p)
+
+
+@mutant(
+    "dropout-shared-by-queries",
+    "One draw of dropout serves all queries: whole keys are dropped.",
+    6, FUNCTION, MODULE, BLACK_BOX,
+)  # fmt: skip
+class _:
+    def drop(self, weights, p):
+        return weights * super().drop(torch.ones_like(weights[:, :, :1]), p)
+
+
+@mutant(
+    "dropout-shared-by-keys",
+    "One draw of dropout serves all keys: whole rows of weights are dropped.",
+    6, FUNCTION, MODULE,
+)  # fmt: skip
+class _:
+    def drop(self, weights, p):
+        return weights * super().drop(torch.ones_like(weights[..., :1]), p)
+
+
+@mutant(
+    "dropout-shared-by-batch",
+    "One draw of dropout serves all sequences of the batch.",
+    6, FUNCTION, MODULE, BLACK_BOX,
+)  # fmt: skip
+class _:
+    def drop(self, weights, p):
+        return weights * super().drop(torch.ones_like(weights[:1]), p)
+
+
+@mutant(
+    "dropout-keeps-p",
+    "The probability of dropping is taken for the probability of keeping.",
+    6, FUNCTION, MODULE,
+)  # fmt: skip
+class _:
+    def drop(self, weights, p):
+        return super().drop(weights, 1 - p) if p else weights

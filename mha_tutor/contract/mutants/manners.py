@@ -20,7 +20,7 @@ class _:
 
 @mutant(
     "query-modified",
-    "The layer adds to the caller's query in place.",
+    "The layer changes the caller's query in place.",
     6, MODULE, BLACK_BOX,
 )  # fmt: skip
 class _:
@@ -93,8 +93,7 @@ class _:
 
 @mutant(
     "lengths-unchecked",
-    "A value of another length than the key is accepted without a word, and zeros stand in for "
-    "what is missing.",
+    "A value of another length than the key is accepted without a word.",
     4, FUNCTION, MODULE, BLACK_BOX,
 )  # fmt: skip
 class _:

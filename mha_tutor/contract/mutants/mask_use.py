@@ -183,7 +183,7 @@ class _:
 
 @mutant(
     "empty-row-is-nan",
-    "A row with nothing to attend to yields NaN: the textbook's formula, -inf and then softmax.",
+    "A row with nothing to attend to yields NaN, as in the textbook: -inf and then the softmax.",
     5, FUNCTION, MODULE, BLACK_BOX,
     seen="https://github.com/pytorch/pytorch/issues/41508",
 )  # fmt: skip

@@ -54,10 +54,11 @@ def polarity(subject, sizes, seed):
 def _reads_upside_down(subject, inputs, L: int, S: int) -> bool:
     """Judge from outside: hide one key, and see whether it alone is heard."""
     hidden = S - 1
-    mask = torch.ones(L, S, dtype=torch.bool, device=subject.device)
+    everything = torch.ones(L, S, dtype=torch.bool, device=subject.device)
+    mask = everything.clone()
     mask[:, hidden] = False
 
-    def reacts(j: int) -> bool:
+    def reacts(j: int, mask=mask) -> bool:
         def changed(x):
             x = x.clone()
             x[..., j, :] += 1.0
@@ -67,7 +68,10 @@ def _reads_upside_down(subject, inputs, L: int, S: int) -> bool:
         after = subject.call(inputs.keys_mapped(changed), mask)[..., rows, :]
         return not same(after, subject.call(inputs, mask)[..., rows, :], subject.tol)
 
-    return reacts(hidden) and not any(reacts(j) for j in range(S - 1))
+    others = range(S - 1)
+    if not reacts(hidden) or any(reacts(j) for j in others):
+        return False
+    return any(reacts(j, ~everything) for j in others)  # it does listen to the others, else
 
 
 @attends("Masked attention equals the loops: masks (L, S), by batch, and padding.")
@@ -148,7 +152,10 @@ def empty_row(subject, sizes, seed):
         if subject.call(inputs, mask).isnan().any() or out.isnan().any():
             out = out * float("nan")
     if out.isnan().any():
-        return Problem("it gives NaN", clue="empty-row-is-nan", kind="nan")
+        mask[row, 0] = True
+        filled = subject.call(inputs, mask)
+        clue = "empty-row-is-nan" if filled.isfinite().all() else ""
+        return Problem("it gives NaN", clue, kind="nan")
     want = subject.expected(inputs, mask)
     if want is None:
         raise NotApplicable("its weights are not known")
