@@ -13,6 +13,7 @@ from mha_tutor.contract.diagnosis import diagnose
 from mha_tutor.contract.parts import MASK_KINDS, check_mask_function, check_merge, check_split
 from mha_tutor.contract.properties import PROPERTIES, NotApplicable, Problem, Property
 from mha_tutor.contract.report import Finding, Report, Verdict
+from mha_tutor.contract.settling import settled
 from mha_tutor.contract.subjects import FunctionSubject, Inputs, ModuleSubject, Subject
 from mha_tutor.contract.watch import CandidateError, Clock, OutOfTime
 
@@ -111,6 +112,7 @@ def check(
                     "No token sees the future, so it is taken for causal by itself; say "
                     "causal=False if it should not be."
                 )
+            subject = settled(subject)
         subject.conventions = AS_TORCH | subject.conventions
         if inverted:
             subject.conventions["polarity"] = "True means “may not attend”, as the caller says."

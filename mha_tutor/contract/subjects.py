@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mha_tutor.attention import scaled_dot_product_attention
 from mha_tutor.contract.adapters import Adapter
+from mha_tutor.contract.readings import Reading
 from mha_tutor.contract.sizes import MAIN, Sizes, ladder, primes_without
 from mha_tutor.contract.steps import Layer, Steps, Weights, as_function
 from mha_tutor.contract.watch import CandidateError, Clock, quiet_call
@@ -297,6 +298,14 @@ class ModuleSubject(Subject):
         B, L, S, *_ = primes_without(*taken)
         self.main = Sizes(B=B, L=L, S=L if self.self_attention else S)
         self.notes = list(adapter.notes)
+
+    def read_as(self, reading: Reading | None) -> ModuleSubject:
+        """Return the same with its weights in another place, or judged from outside."""
+        other = copy.copy(self)
+        other.adapter = self.adapter.read_as(reading, self.module)
+        other.notes = [n for n in self.notes if n not in self.adapter.notes]
+        other.notes = [*other.adapter.notes, *other.notes]
+        return other
 
     def weights(self) -> Weights | None:
         """Return the four maps of the working copy, where they are known."""
