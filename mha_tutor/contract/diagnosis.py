@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mha_tutor.contract.mutants import MUTANTS, Mutant
+from mha_tutor.contract.mutants.catalog import sites
 from mha_tutor.contract.properties.base import same
 from mha_tutor.contract.properties.masking import lengths, random_mask
 from mha_tutor.contract.report import Diagnosis, Finding
@@ -54,17 +55,22 @@ def diagnose(subject: Subject, violated: Iterable[Finding]) -> tuple[Diagnosis, 
     if not violated:
         return ()
     proved = dict.fromkeys(finding.clue for finding in violated if finding.clue)
-    names, explained = _by_numbers(subject)
-    names = dict.fromkeys([*names, *proved])
+    by_numbers = _by_numbers(subject)
+    names = dict.fromkeys([*by_numbers.names, *proved])
     _drop_consequences(names)
-    found = [_told(mutant) for mutant in MUTANTS if mutant.name in names]
-    if not found or (not explained and not proved):
+    found = [
+        _told(mutant, by_numbers.one_of and mutant.name not in proved)
+        for mutant in MUTANTS
+        if mutant.name in names
+    ]
+    if not found or (not by_numbers.complete and not proved):
         return (*found, UNKNOWN)
     return tuple(found)
 
 
-def _told(mutant: Mutant) -> Diagnosis:
-    return Diagnosis(mutant.name, mutant.story, mutant.chapter)
+def _told(mutant: Mutant, one_of: bool) -> Diagnosis:
+    story = f"This or another one named here: {mutant.story}" if one_of else mutant.story
+    return Diagnosis(mutant.name, story, mutant.chapter)
 
 
 # A clue that follows from another bug is no bug of its own.
@@ -84,15 +90,59 @@ def _drop_consequences(names: dict[str, None]) -> None:
 # --- by numbers ----------------------------------------------------------------------------------
 
 
-def _by_numbers(subject: Subject) -> tuple[list[str], bool]:
-    """Return the names of the mutants that compute the candidate's numbers, and whether all fit."""
+@dataclass(frozen=True)
+class Explanation:
+    """The names of the mutants that compute the candidate's numbers.
+
+    Attributes:
+        names: all of them.
+        complete: whether they explain every number.
+        one_of: whether each of them alone does, so that the numbers do not tell which it is.
+    """
+
+    names: tuple[str, ...] = ()
+    complete: bool = False
+    one_of: bool = False
+
+
+def _by_numbers(subject: Subject) -> Explanation:
     if subject.simulation(()) is None:
-        return [], False
+        return Explanation()
     try:
-        bench = _Bench(subject)
-        return bench.explain()
+        return _Bench(subject).explain()
     except OutOfTime:
-        return [], False
+        return Explanation()
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A way in which a bug of the catalog is written."""
+
+    name: str
+    steps: type
+    forms: frozenset[str]
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """Which steps it replaces."""
+        return sites(self.steps)
+
+
+SUSPECTS = [
+    Suspect(mutant.name, steps, mutant.forms)
+    for mutant in MUTANTS
+    if {"function", "module"} & mutant.forms
+    for steps in (mutant.steps, *mutant.variants)
+]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """On which questions a suspect is wrong, and on which it says what the candidate says."""
+
+    suspect: Suspect
+    active: list[bool]
+    fits: list[bool]
 
 
 class _Bench:
@@ -101,6 +151,7 @@ class _Bench:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.questions = _questions(subject)
+        self.suspects = [suspect for suspect in SUSPECTS if subject.form in suspect.forms]
         trained = subject.in_training() or subject
         self.candidate = [
             _answer((trained if question.training else subject).fresh(), question)
@@ -122,68 +173,61 @@ class _Bench:
             return isinstance(one, str) and isinstance(other, str)
         return same(one, other, self.subject.tol)
 
-    def explain(self) -> tuple[list[str], bool]:
+    def explain(self) -> Explanation:
         if not any(self.wrong):
-            return [], True  # the numbers are right: what is wrong lies elsewhere
-        quick = [m for m in SUSPECTS if self._may_be(m)]
-        fitting = {m.name: self.ask((m.steps,)) for m in quick}
-        fitting = {name: a for name, a in fitting.items() if self._numbers_agree(a)}
+            return Explanation(complete=True)  # what is wrong lies elsewhere
+        fitting = dict.fromkeys(
+            suspect.name
+            for suspect in self.suspects
+            if self._may_be(suspect) and self._numbers_agree(self.ask((suspect.steps,)))
+        )
         if fitting:
-            return self._simplest(fitting), True
-        answers = {m.name: self.ask((m.steps,)) for m in SUSPECTS}
-        active = {
-            name: [not self.agree(a, r) for a, r in zip(given, self.right, strict=True)]
-            for name, given in answers.items()
-        }
-        active = {name: acts for name, acts in active.items() if any(acts)}
-        fits = {
-            name: [self.agree(a, c) for a, c in zip(answers[name], self.candidate, strict=True)]
-            for name in active
-        }
-        pair = self._pair(active, fits)
+            return Explanation(tuple(fitting), complete=True, one_of=len(fitting) > 1)
+        given = [self.ask((s.steps,)) for s in self.suspects]
+        active = [
+            [not self.agree(a, r) for a, r in zip(answers, self.right, strict=True)]
+            for answers in given
+        ]
+        fits = [
+            [self.agree(a, c) for a, c in zip(answers, self.candidate, strict=True)]
+            for answers in given
+        ]
+        traces = [Trace(*each) for each in zip(self.suspects, active, fits, strict=True)]
+        traces = [trace for trace in traces if any(trace.active)]
+        pair = self._pair(traces)
         if pair:
-            return list(pair), True
-        return self._part(active, fits), False
+            return Explanation(pair, complete=True)
+        return Explanation(tuple(self._part(traces)))
 
-    def _may_be(self, *mutants: Mutant) -> bool:
+    def _may_be(self, *suspects: Suspect) -> bool:
         """Ask one question that the candidate answers wrongly, to spare most suspects the rest."""
         hardest = max(
             (i for i, wrong in enumerate(self.wrong) if wrong),
             key=lambda i: isinstance(self.candidate[i], Tensor),
         )
         question = self.questions[hardest]
-        steps = tuple(mutant.steps for mutant in mutants)
-        suspect = self.subject.simulation(steps, training=question.training)
-        return self.agree(_answer(suspect, question), self.candidate[hardest])
+        steps = tuple(suspect.steps for suspect in suspects)
+        suspected = self.subject.simulation(steps, training=question.training)
+        return self.agree(_answer(suspected, question), self.candidate[hardest])
 
-    def _simplest(self, answers: dict[str, list[Answer]]) -> list[str]:
-        """Of several mutants with equal answers take the one that is wrong least often."""
-
-        def wrong(name: str) -> int:
-            return sum(not self.agree(a, r) for a, r in zip(answers[name], self.right, strict=True))
-
-        return [min(answers, key=wrong)]
-
-    def _pair(self, active, fits) -> tuple[str, str] | None:
+    def _pair(self, traces: list[Trace]) -> tuple[str, str] | None:
         """Find two mutants that together give all answers."""
-        by_name = {m.name: m for m in SUSPECTS}
-        number = range(len(self.questions))
-        for first, second in itertools.combinations(active, 2):
-            a, b = active[first], active[second]
+        for a, b in itertools.combinations(traces, 2):
+            if a.suspect.name == b.suspect.name or a.suspect.sites & b.suspect.sites:
+                continue
             possible = all(
-                (a[i] and b[i])
-                or (a[i] and fits[first][i])
-                or (b[i] and fits[second][i])
-                or not (a[i] or b[i] or self.wrong[i])
-                for i in number
+                (acts_a and acts_b)
+                or (acts_a and fits_a)
+                or (acts_b and fits_b)
+                or not (acts_a or acts_b or wrong)
+                for acts_a, fits_a, acts_b, fits_b, wrong in zip(
+                    a.active, a.fits, b.active, b.fits, self.wrong, strict=True
+                )
             )
-            if not possible or by_name[first].sites & by_name[second].sites:
+            if not possible or not self._may_be(a.suspect, b.suspect):
                 continue
-            suspects = by_name[first], by_name[second]
-            if not self._may_be(*suspects):
-                continue
-            if self._numbers_agree(self.ask(tuple(mutant.steps for mutant in suspects))):
-                return first, second
+            if self._numbers_agree(self.ask((a.suspect.steps, b.suspect.steps))):
+                return a.suspect.name, b.suspect.name
         return None
 
     def _numbers_agree(self, answers: list[Answer]) -> bool:
@@ -192,28 +236,26 @@ class _Bench:
             w and isinstance(c, Tensor) for w, c in zip(self.wrong, self.candidate, strict=True)
         )
 
-    def _part(self, active, fits) -> list[str]:
+    def _part(self, traces: list[Trace]) -> list[str]:
         """Find a mutant that explains some answers exactly, and contradicts none."""
-        best: list[str] = []
+        best: set[str] = set()
         most = 0
-        for name, acts in active.items():
+        for trace in traces:
             proof = sum(
                 a and f and isinstance(c, Tensor)
-                for a, f, c in zip(acts, fits[name], self.candidate, strict=True)
+                for a, f, c in zip(trace.active, trace.fits, self.candidate, strict=True)
             )
             contradicted = any(
-                a and not f and not w for a, f, w in zip(acts, fits[name], self.wrong, strict=True)
+                a and not f and not w
+                for a, f, w in zip(trace.active, trace.fits, self.wrong, strict=True)
             )
             if proof == 0 or contradicted:
                 continue
             if proof > most:
-                best, most = [name], proof
+                best, most = {trace.suspect.name}, proof
             elif proof == most:
-                best.append(name)
-        return best if len(best) == 1 else []
-
-
-SUSPECTS = [m for m in MUTANTS if {"function", "module"} & m.forms]
+                best.add(trace.suspect.name)
+        return list(best) if len(best) == 1 else []
 
 
 def _answer(subject: Subject, question: Question) -> Answer:
@@ -232,8 +274,8 @@ def _questions(subject: Subject) -> list[Question]:
 
     def add(name: str, sizes, *, training=False, **options) -> None:
         inputs = subject.draw(sizes, SEED)
-        if options.pop("great", False):
-            inputs = inputs.map(lambda x: x * 30)
+        if great := options.pop("great", 0.0):
+            inputs = inputs.map(lambda x: x * great)
         if options.pop("grouped", False):
             q, k, v = inputs
             q = torch.cat([q, q.flip(-1)], dim=1)
@@ -246,6 +288,9 @@ def _questions(subject: Subject) -> list[Question]:
 
     if subject.form == "function":
         add("equal widths", replace(main, V=main.D))
+        if subject.takes_mask:
+            turned = [random_mask(subject, main, SEED + h) for h in range(main.H)]
+            add("masked by head", main, mask=torch.cat(turned, dim=1))
     shapes = [main] if main == square else [main, square]
     for sizes in shapes:
         add("plain", sizes)
@@ -263,7 +308,9 @@ def _questions(subject: Subject) -> list[Question]:
                 add("masked in training", sizes, training=True, mask=chosen)
         if subject.takes_causal:
             add("causal", sizes, is_causal=True)
-    add("great scores", main, great=True)
+    add("great scores", main, great=30.0)
+    if subject.takes_mask:
+        add("masked great scores", main, great=8.0, mask=random_mask(subject, main, SEED, 2))
     if subject.takes_gqa:
         add("grouped", main, grouped=True, enable_gqa=True)
     questions.append(Question("gradients", _gradients))

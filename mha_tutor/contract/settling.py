@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from mha_tutor.contract.mutants import MUTANTS
+from mha_tutor.contract.diagnosis import SUSPECTS
 from mha_tutor.contract.properties.base import same
 from mha_tutor.contract.readings import Reading
 from mha_tutor.contract.watch import CandidateError
@@ -43,8 +43,6 @@ def settled(subject):
         if fits(reading, ()):
             return subject.read_as(reading)
     for reading in guesses:
-        if reading.likely and any(
-            fits(reading, (mutant.steps,)) for mutant in MUTANTS if "module" in mutant.forms
-        ):
+        if reading.likely and any(fits(reading, (suspect.steps,)) for suspect in SUSPECTS):
             return subject.read_as(reading)
     return subject.read_as(guesses[0] if guesses[0].sure else None)

@@ -157,7 +157,9 @@ class Subject:
 
         Returns:
             The candidate, inputs for it (one sequence), and what turns its output into
-            (B, H, L, 2 S): the weights, side by side twice.
+            (B, H, L, 2 S): the weights, side by side twice. In the values head h speaks h + 1
+            times as loud, so that rows that sum to 1 after the division show that each head
+            was found.
         """
         return None
 
@@ -234,8 +236,8 @@ class FunctionSubject(Subject):
     def opened(self, seed: int) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]]:
         inputs = self.draw(replace(self.main, B=1, L=3, S=4), seed)
         shown = _one_hot_twice(4).to(self.device, self.dtype)
-        value = shown.expand(*inputs.value.shape[:2], -1, -1).contiguous()  # (1, H, S, 2 S)
-        return self, inputs._replace(value=value), lambda out: out
+        loud = _loudness(inputs.value.shape[1]).to(shown)
+        return self, inputs._replace(value=(shown * loud)[None]), lambda out: out / loud
 
     def simulation(self, steps: tuple[type, ...], *, training: bool = False) -> FunctionSubject:
         function = as_function(type("Simulated", (*steps, Steps), {}))
@@ -426,7 +428,9 @@ class ModuleSubject(Subject):
         value[..., :S] = torch.eye(S)
         inputs = Inputs(value) if self.self_attention else inputs._replace(value=value)
         shown = torch.zeros(a.num_kv_heads, width, a.vdim)
-        shown[:, : 2 * S, :S] = _one_hot_twice(S).T
+        loud = _loudness(a.num_kv_heads)
+        shown[:, : 2 * S, :S] = _one_hot_twice(S).T * loud
+        loud = loud.repeat_interleave(a.num_heads // a.num_kv_heads, dim=0).to(self.device)
 
         @torch.no_grad()
         def change(module: nn.Module) -> None:
@@ -440,7 +444,7 @@ class ModuleSubject(Subject):
 
         def read(out: Tensor) -> Tensor:
             heads = out[..., : a.num_heads * width].unflatten(-1, (a.num_heads, width))
-            return heads.transpose(1, 2)[..., : 2 * S]
+            return heads.transpose(1, 2)[..., : 2 * S] / loud
 
         return self._changed(change), inputs, read
 
@@ -566,6 +570,11 @@ def _dropouts(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield part, "p"
             continue
         yield from ((part, n) for n in DROPOUT_NAMES if isinstance(vars(part).get(n), float))
+
+
+def _loudness(H: int) -> Tensor:
+    """Return 1, 2, 3, … as (H, 1, 1)."""
+    return torch.arange(1.0, H + 1)[:, None, None]
 
 
 def _one_hot_twice(S: int) -> Tensor:

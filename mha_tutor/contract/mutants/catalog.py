@@ -9,13 +9,13 @@ is a layer with other names, so nothing outside shows it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from mha_tutor.contract.steps import Layer, Steps, as_function
 
-__all__ = ["FORMS", "MUTANTS", "Mutant", "combine", "find_mutant", "mutant"]
+__all__ = ["FORMS", "MUTANTS", "Mutant", "combine", "find_mutant", "mutant", "variant"]
 
 FUNCTION, MODULE, BLACK_BOX = "function", "module", "black box"
 SPLIT, MERGE, MASK = "split", "merge", "mask"
@@ -33,6 +33,7 @@ class Mutant:
         forms: in which it can be seen; see `FORMS`.
         steps: what it does differently, to be put in front of `Steps` or `Layer`.
         seen: where it is found in public, an address; empty if not known.
+        variants: the same bug written in other ways, for the diagnosis to know it by.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Mutant:
     forms: frozenset[str]
     steps: type
     seen: str = ""
+    variants: tuple[type, ...] = ()
 
     def function(self) -> Callable[..., Tensor]:
         """Return it with the face of `torch.nn.functional.scaled_dot_product_attention`."""
@@ -76,7 +78,13 @@ class Mutant:
     @property
     def sites(self) -> frozenset[str]:
         """Which steps it replaces."""
-        return frozenset(name for name in vars(self.steps) if not name.startswith("__"))
+        return sites(self.steps)
+
+
+def sites(steps: type) -> frozenset[str]:
+    """List what a class of steps replaces."""
+    classes = (c for c in steps.__mro__ if c is not object)
+    return frozenset(name for c in classes for name in vars(c) if not name.startswith("__"))
 
 
 def combine(first: Mutant, second: Mutant) -> Mutant:
@@ -117,6 +125,18 @@ def mutant(name: str, story: str, chapter: int, *forms: str, seen: str = ""):
 
     def register(steps: type) -> type:
         MUTANTS.append(Mutant(name, story, chapter, frozenset(forms), steps, seen))
+        return steps
+
+    return register
+
+
+def variant(name: str):
+    """Enter a class of steps as another way to write the bug of that name."""
+
+    def register(steps: type) -> type:
+        known = find_mutant(name)
+        more = replace(known, variants=(*known.variants, steps))
+        MUTANTS[MUTANTS.index(known)] = more
         return steps
 
     return register

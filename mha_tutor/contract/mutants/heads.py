@@ -2,7 +2,7 @@
 
 import torch
 
-from mha_tutor.contract.mutants.catalog import BLACK_BOX, FUNCTION, MODULE, mutant
+from mha_tutor.contract.mutants.catalog import BLACK_BOX, FUNCTION, MODULE, mutant, variant
 
 
 @mutant(
@@ -106,6 +106,21 @@ class _:
 )  # fmt: skip
 class _:
     def share(self, x, num_heads):
+        return x.repeat(1, num_heads // x.shape[1], 1, 1)
+
+
+@variant("gqa-order")
+class _:  # of the keys alone
+    def share(self, x, num_heads):
+        return x.repeat(1, num_heads // x.shape[1], 1, 1)
+
+    def share_values(self, x, num_heads):
+        return super().share(x, num_heads)
+
+
+@variant("gqa-order")
+class _:  # of the values alone
+    def share_values(self, x, num_heads):
         return x.repeat(1, num_heads // x.shape[1], 1, 1)
 
 

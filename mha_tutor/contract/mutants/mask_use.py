@@ -2,7 +2,23 @@
 
 import torch
 
-from mha_tutor.contract.mutants.catalog import BLACK_BOX, FUNCTION, MODULE, mutant
+from mha_tutor.contract.mutants.catalog import BLACK_BOX, FUNCTION, MODULE, mutant, variant
+
+
+class Filled:
+    """A number in the place of the masked scores; a mask of numbers is added as it should be."""
+
+    number: float
+
+    def bias(self, scores, attn_mask, is_causal, dropout_p):
+        self.filled = is_causal or attn_mask is None or attn_mask.dtype == torch.bool
+        return super().bias(scores, attn_mask, is_causal, dropout_p)
+
+    def weigh(self, scores, bias):
+        if bias is None or not self.filled:
+            return super().weigh(scores, bias)
+        hidden = bias.isneginf().expand(scores.shape)
+        return super().weigh(scores.masked_fill(hidden, self.number), None)
 
 
 @mutant(
@@ -14,6 +30,14 @@ from mha_tutor.contract.mutants.catalog import BLACK_BOX, FUNCTION, MODULE, muta
 class _:
     def allowed(self, mask):
         return ~mask
+
+
+@variant("mask-inverted")
+class _:  # but the causal mask is right
+    def bias(self, scores, attn_mask, is_causal, dropout_p):
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = ~attn_mask
+        return super().bias(scores, attn_mask, is_causal, dropout_p)
 
 
 @mutant(
@@ -57,6 +81,18 @@ class _:
         return weights if bias is None else weights * bias.exp()
 
 
+@variant("mask-after-softmax")
+class _:  # only a boolean mask; numbers are added before
+    def bias(self, scores, attn_mask, is_causal, dropout_p):
+        self.numbers = attn_mask is not None and attn_mask.dtype != torch.bool
+        return super().bias(scores, attn_mask, is_causal, dropout_p)
+
+    def weigh(self, scores, bias):
+        if bias is None or self.numbers:
+            return super().weigh(scores, bias)
+        return super().weigh(scores, None) * bias.exp()
+
+
 @mutant(
     "mask-multiplies-scores",
     "Masked scores are set to 0 instead of -inf: a masked key keeps a weight.",
@@ -67,6 +103,11 @@ class _:
         if bias is not None:
             scores, bias = scores * bias.exp(), None
         return super().weigh(scores, bias)
+
+
+@variant("mask-multiplies-scores")
+class _(Filled):  # only by a boolean mask; numbers are added
+    number = 0.0
 
 
 @mutant(
@@ -163,12 +204,17 @@ class _:
 
 @mutant(
     "fill-finite",
-    "Masked scores are filled with a large negative number instead of -inf: it does not fit half "
-    "precision, and a row with nothing left yields the mean of what was masked.",
+    "Masked scores are filled with a large negative number instead of -inf: it may not fit half "
+    "precision, and a row with nothing left yields a mean of what was masked.",
     5, FUNCTION, MODULE, BLACK_BOX,
 )  # fmt: skip
 class _:
     fill = -1e9
+
+
+@variant("fill-finite")
+class _(Filled):  # in the place of the score
+    number = -1e9
 
 
 @mutant(
@@ -179,6 +225,15 @@ class _:
 )  # fmt: skip
 class _:
     fill = -10.0
+
+
+def _fills() -> None:
+    for number in (-1.0, -2.0, -5.0, -10.0, -20.0, -50.0, -100.0):
+        variant("fill-too-small")(type("_", (Filled,), {"number": number}))
+        variant("fill-too-small")(type("_", (), {"fill": number}))
+
+
+_fills()
 
 
 @mutant(

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from mha_tutor.contract.mutants.catalog import BLACK_BOX, FUNCTION, MODULE, mutant
+from mha_tutor.contract.mutants.catalog import BLACK_BOX, FUNCTION, MODULE, mutant, variant
 
 
 @mutant(
@@ -16,6 +16,12 @@ class _:
         return torch.softmax(scores, dim=-2).nan_to_num(0.0)
 
 
+@variant("softmax-over-queries")
+class _:  # with NaN where all is masked
+    def weigh(self, scores, bias):
+        return torch.softmax(scores if bias is None else scores + bias, dim=-2)
+
+
 @mutant(
     "softmax-over-heads",
     "The softmax runs over the heads instead of the keys.",
@@ -24,6 +30,12 @@ class _:
 class _:
     def softmax(self, scores):
         return torch.softmax(scores, dim=1).nan_to_num(0.0)
+
+
+@variant("softmax-over-heads")
+class _:  # with NaN where all is masked
+    def weigh(self, scores, bias):
+        return torch.softmax(scores if bias is None else scores + bias, dim=1)
 
 
 @mutant(
@@ -36,6 +48,12 @@ class _:
         return torch.softmax(scores, dim=0).nan_to_num(0.0)
 
 
+@variant("softmax-over-batch")
+class _:  # with NaN where all is masked
+    def weigh(self, scores, bias):
+        return torch.softmax(scores if bias is None else scores + bias, dim=0)
+
+
 @mutant(
     "softmax-missing",
     "There is no softmax: the scores themselves mix the values.",
@@ -44,6 +62,12 @@ class _:
 class _:
     def softmax(self, scores):
         return scores.masked_fill(scores.isneginf(), 0.0)
+
+
+@variant("softmax-missing")
+class _:  # -inf included
+    def weigh(self, scores, bias):
+        return scores if bias is None else scores + bias
 
 
 @mutant(

@@ -84,7 +84,7 @@ def _seen(subject, seed) -> Seen | None:
         return None
     candidate, inputs, read = opened
     calm = _single(read(candidate.fresh().call(inputs)))
-    if calm is None or calm.min() < -1e-9 or not (calm > 1e-6).any(-1).all():
+    if calm is None or calm.min() < -1e-9 or not _equal(calm.sum(-1), calm.new_tensor(1.0)):
         return None
     many = _many(inputs, SEQUENCES)
     # A layer may drop features of its output as well: then look at its other places alone.
