@@ -163,6 +163,12 @@ class _Bench:
             for mine, right in zip(self.candidate, self.right, strict=True)
         ]
 
+    @property
+    def wrong_numbers(self) -> list[int]:
+        """Which questions are answered, and answered wrongly."""
+        pairs = enumerate(zip(self.wrong, self.candidate, strict=True))
+        return [i for i, (wrong, answer) in pairs if wrong and isinstance(answer, Tensor)]
+
     def ask(self, steps: tuple[type, ...]) -> list[Answer]:
         calm = self.subject.simulation(steps)
         trained = self.subject.simulation(steps, training=True)
@@ -176,6 +182,8 @@ class _Bench:
     def explain(self) -> Explanation:
         if not any(self.wrong):
             return Explanation(complete=True)  # what is wrong lies elsewhere
+        if not self.wrong_numbers:
+            return Explanation()  # it only refuses, and that has many reasons
         fitting = dict.fromkeys(
             suspect.name
             for suspect in self.suspects
@@ -201,10 +209,7 @@ class _Bench:
 
     def _may_be(self, *suspects: Suspect) -> bool:
         """Ask one question that the candidate answers wrongly, to spare most suspects the rest."""
-        hardest = max(
-            (i for i, wrong in enumerate(self.wrong) if wrong),
-            key=lambda i: isinstance(self.candidate[i], Tensor),
-        )
+        hardest = self.wrong_numbers[0]
         question = self.questions[hardest]
         steps = tuple(suspect.steps for suspect in suspects)
         suspected = self.subject.simulation(steps, training=question.training)
@@ -231,10 +236,8 @@ class _Bench:
         return None
 
     def _numbers_agree(self, answers: list[Answer]) -> bool:
-        """Tell whether all answers are the candidate's, one of them a wrong number."""
-        return all(self.agree(x, c) for x, c in zip(answers, self.candidate, strict=True)) and any(
-            w and isinstance(c, Tensor) for w, c in zip(self.wrong, self.candidate, strict=True)
-        )
+        """Tell whether all answers are the candidate's."""
+        return all(self.agree(x, c) for x, c in zip(answers, self.candidate, strict=True))
 
     def _part(self, traces: list[Trace]) -> list[str]:
         """Find a mutant that explains some answers exactly, and contradicts none."""
