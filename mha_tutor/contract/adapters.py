@@ -90,7 +90,8 @@ class Adapter:
 
     def read_as(self, reading: Reading | None, module: nn.Module) -> Adapter:
         """Return the same with the weights in another place, or judged from outside."""
-        notes = tuple(note for note in self.notes if note not in NOT_FOUND + FOUND)
+        guesses = FOUND + NOT_FOUND + tuple(guess.words for guess in self.readings)
+        notes = tuple(note for note in self.notes if note not in guesses)
         if reading is None:
             return replace(self, weights=None, notes=(*notes, NOT_FOUND[0]))
         found = reading.weights(module)

@@ -150,7 +150,7 @@ class _Bench:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.questions = _questions(subject)
+        self.questions = [q for q in _questions(subject) if self._may_ask(q)]
         self.suspects = [suspect for suspect in SUSPECTS if subject.form in suspect.forms]
         trained = subject.in_training() or subject
         self.candidate = [
@@ -162,6 +162,11 @@ class _Bench:
             not self.agree(mine, right)
             for mine, right in zip(self.candidate, self.right, strict=True)
         ]
+
+    def _may_ask(self, question: Question) -> bool:
+        """Leave out a question that the candidate has the right to refuse."""
+        refusable = question.name == "additive"
+        return not refusable or _answer(self.subject.fresh(), question) is not REFUSED
 
     @property
     def wrong_numbers(self) -> list[int]:
@@ -313,7 +318,7 @@ def _questions(subject: Subject) -> list[Question]:
             add("causal", sizes, is_causal=True)
     add("great scores", main, great=30.0)
     if subject.takes_mask:
-        add("masked great scores", main, great=8.0, mask=random_mask(subject, main, SEED, 2))
+        add("masked great scores", main, great=30.0, mask=random_mask(subject, main, SEED, 2))
     if subject.takes_gqa:
         add("grouped", main, grouped=True, enable_gqa=True)
     questions.append(Question("gradients", _gradients))

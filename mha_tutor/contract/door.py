@@ -177,7 +177,7 @@ def _judge(prop: Property, subject: Subject, seed: int) -> Finding:
         return Finding(prop.name, prop.promise, verdict, detail, example, clue)
 
     try:
-        problem = _ask(prop, subject, subject.main, seed)
+        problem = _ask(prop, subject.fresh(), subject.main, seed)
     except NotApplicable as reason:
         return finding(Verdict.NOT_APPLICABLE, str(reason))
     said = subject.conventions.get(prop.name, "")
@@ -202,7 +202,7 @@ TRANSLATED = ("polarity",)
 
 def _ask(prop: Property, subject: Subject, sizes, seed: int) -> Problem | None:
     try:
-        return prop.test(subject.fresh(), sizes, seed)
+        return prop.test(subject, sizes, seed)
     except CandidateError as error:
         return Problem(str(error))
     except (NotApplicable, OutOfTime):
@@ -213,6 +213,7 @@ def _ask(prop: Property, subject: Subject, sizes, seed: int) -> Problem | None:
 
 def _smallest(prop: Property, subject: Subject, seed: int):
     """Find the smallest sizes on which it fails too."""
+    subject = subject.fresh()
     for sizes in subject.ladder():
         try:
             problem = _ask(prop, subject, sizes, seed)

@@ -25,6 +25,8 @@ def settled(subject):
     guesses = subject.adapter.readings
     if not guesses:
         return subject
+    if len(guesses) == 1 and guesses[0].sure:
+        return subject.read_as(guesses[0])
     inputs = subject.draw(subject.main, SEED)
     try:
         answer = subject.fresh().call(inputs)

@@ -9,7 +9,7 @@ from mha_tutor.contract.properties.influence import _needs_mask
 from mha_tutor.contract.watch import CandidateError
 from mha_tutor.masks import causal_mask, padding_mask
 
-GREAT = 8.0
+GREAT = 16.0
 
 
 def lengths(subject, sizes) -> tuple[int, int]:

@@ -31,6 +31,10 @@ def dtype_kept(subject, sizes, seed):
 @attends("In half precision the error is at most a few times that of torch's own function.")
 def low_precision(subject, sizes, seed):
     big = Sizes(B=1, H=3, L=11, S=11 if subject.self_attention else 13, D=16, V=16)
+    try:
+        subject.call(subject.draw(big, seed))
+    except CandidateError:  # it may be made for short sequences
+        big = sizes
     for dtype, name in HALVES.items():
         cast = subject.cast(dtype)
         inputs = cast.draw(big, seed)
