@@ -1,5 +1,7 @@
 """The benchmark measures what it says; how fast anything is, is no test."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +67,15 @@ def test_peak_memory_counts_what_the_scores_would_take():
     # Four projected tensors and the output are 40 MiB; the scores of all heads would be 512.
     peak = benchmark.measure_peak("MultiHeadAttention", 4096)
     assert 20 < peak < 120
+
+
+def test_a_script_on_standard_input_is_told_and_does_not_hang():
+    script = "from mha_tutor.benchmark import measure_peak; measure_peak('parts', 64)"
+    done = subprocess.run(
+        [sys.executable, "-"], input=script, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: the process that measures ended" in done.stderr
 
 
 def test_bad_input(capsys):

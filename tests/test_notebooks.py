@@ -204,6 +204,53 @@ def small(nb):
     return [f"{size} bytes, more than {MAX_BYTES}"] if size > MAX_BYTES else []
 
 
+def exercises_whole(nb):
+    """Each exercise has a stub that says what is missing, a hint and a solution that is right.
+
+    The stub's answer begins with "…", the solution's with "✓"; the solution is folded in the book
+    by its `dropdown`, in Colab and JupyterLab by its metadata.
+    """
+    found, inside, seen = [], None, {}
+    for index, cell in enumerate(nb.cells):
+        if cell.cell_type == "markdown":
+            if inside and inside[0] == "exercise" and "<details>" in cell.source:
+                inside[1].add("a hint")
+            for kind, edge, rest in re.findall(
+                r"^:::\{(exercise|solution)-(start|end)\}(.*(?:\n:(?!::).*)*)", cell.source, re.M
+            ):
+                if (edge == "start") != (inside is None):
+                    found.append(f"cell {index}: {kind}-{edge} out of order")
+                inside = (
+                    (kind, seen.setdefault(_label(kind, rest), set())) if "start" in edge else None
+                )
+                if (kind, edge) == ("solution", "start") and ":class: dropdown" not in rest:
+                    found.append(f"cell {index}: a solution that is not folded")
+        elif inside:
+            answer = "".join(text for output in cell.outputs for text in texts(output))
+            if inside[0] == "exercise" and answer.startswith("…"):
+                inside[1].add("a stub")
+            folded = cell.metadata.get("cellView") and cell.metadata.get("jupyter")
+            if inside[0] == "solution" and answer.startswith("✓") and folded:
+                inside[1].add("a solution")
+    parts = {"a hint", "a stub", "a solution"}
+    found += [
+        f"{name}: lacks {', '.join(sorted(parts - has))}"
+        for name, has in seen.items()
+        if parts - has
+    ]
+    headings = [cell for cell in nb.cells if re.search(r"^## Your turn$", cell.source, re.M)]
+    if headings and not 3 <= len(seen) <= 5:
+        found.append(f"{len(seen)} exercises")
+    return found
+
+
+def _label(kind, rest):
+    if kind == "solution":
+        return rest.split()[0]
+    match = re.search(r"^:label: (\S+)", rest, re.M)
+    return match[1] if match else "an exercise without label"
+
+
 GUARDS = [
     executed,
     allowed_tags,
@@ -212,6 +259,7 @@ GUARDS = [
     figures_described,
     installs_on_colab,
     normalized,
+    exercises_whole,
     small,
 ]
 
@@ -278,8 +326,37 @@ def good():
                 metadata={"tags": ["nbval-ignore-output"]},
                 outputs=[new_output("stream", name="stdout", text="12 ms on cuda:0\n")],
             ),
+            *exercise("ex-a", 6),
+            *exercise("ex-b", 8),
+            *exercise("ex-c", 10),
         ],
     )
+
+
+def exercise(label, count):
+    """The cells of an exercise: seven of them."""
+
+    def asks(text, function, count, **metadata):
+        result = new_output("execute_result", data={"text/plain": text}, execution_count=count)
+        return new_code_cell(function, execution_count=count, metadata=metadata, outputs=[result])
+
+    return [
+        new_markdown_cell(
+            f"## Your turn\n\n:::{{exercise-start}} Add\n:label: {label}\n:::\n\nAdd."
+        ),
+        asks("… add: returns nothing yet.", "exercises.add(add)", count),
+        new_markdown_cell("<details>\n<summary>Hint</summary>\n\nUse +.\n\n</details>"),
+        new_markdown_cell(":::{exercise-end}\n:::"),
+        new_markdown_cell(f":::{{solution-start}} {label}\n:class: dropdown\n:::"),
+        asks(
+            "✓ add: right.",
+            "# @title Solution\nexercises.add(sum)",
+            count + 1,
+            cellView="form",
+            jupyter={"source_hidden": True},
+        ),
+        new_markdown_cell(":::{solution-end}\n:::"),
+    ]
 
 
 def prints(text):
@@ -355,6 +432,25 @@ def big(nb):
     nb.cells[3].outputs[0].data["image/png"] = "A" * MAX_BYTES
 
 
+def without(index):
+    def edit(nb):
+        del nb.cells[index]
+
+    return edit
+
+
+def stub_is_right(nb):
+    nb.cells[7].outputs[0].data["text/plain"] = "✓ add: right."
+
+
+def solution_is_wrong(nb):
+    nb.cells[11].outputs[0].data["text/plain"] = "✗ add: wrong."
+
+
+def solution_open(nb):
+    del nb.cells[11].metadata["cellView"]
+
+
 BROKEN = [
     (executed, "never_run", never_run),
     (executed, "out_of_order", run_out_of_order),
@@ -390,6 +486,18 @@ BROKEN = [
     (normalized, "pieces", in_pieces),
     (normalized, "kernel", other_kernel),
     (normalized, "version", python_version),
+    (exercises_whole, "stub_is_right", stub_is_right),
+    (exercises_whole, "solution_is_wrong", solution_is_wrong),
+    (exercises_whole, "solution_open_on_colab", solution_open),
+    (exercises_whole, "solution_open", source(10, ":::{solution-start} ex-a\n:::")),
+    (exercises_whole, "no_hint", source(8, "Use +.")),
+    (exercises_whole, "never_ends", without(9)),
+    (
+        exercises_whole,
+        "another_label",
+        source(10, ":::{solution-start} ex-b\n:class: dropdown\n:::"),
+    ),
+    (exercises_whole, "too_few", lambda nb: nb.cells.__delitem__(slice(6, 13))),
     (small, "big", big),
 ]
 
@@ -438,8 +546,7 @@ def change_one_number(nb):
 def test_nbval_notices_one_changed_number(tmp_path):
     """The check of the notebooks is only worth what it would catch."""
     pytest.importorskip("nbval")
-    notebooks = [nbformat.read(path, as_version=4) for path in NOTEBOOKS]
-    nb = min(notebooks, key=lambda nb: len(nb.cells))
+    nb = nbformat.read(NOTEBOOKS[0], as_version=4)
     changed = change_one_number(nb)
     nbformat.write(nb, tmp_path / "changed.ipynb")
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "changed.ipynb"]

@@ -21,6 +21,7 @@ ARROWS = {
     "devices": set(),
     "einsum": {"figures"},
     "examples": set(),
+    "exercises": {"attention", "contract", "einsum", "heads", "masks", "multihead"},
     "experiments": {"checks", "multihead"},
     "figures": {"palette"},
     "follow": {"figures", "heads", "palette"},

@@ -1,8 +1,9 @@
 """How `make notebooks` re-executes the book: settings of `jupyter nbconvert`.
 
 A second run leaves every file as it was: no timing is recorded, metadata is reduced to what the
-book uses, and an error shown on purpose is stored as its last line (a full traceback would hold
-the paths of whoever ran it).
+book uses, an error shown on purpose is stored as its last line (a full traceback would hold the
+paths of whoever ran it), and a cell that begins with `# @title Solution` is folded in Colab and in
+JupyterLab too.
 """
 
 c = get_config()  # noqa: F821 - traitlets provides it
@@ -22,11 +23,17 @@ c.ExecutePreprocessor.extra_arguments = [
 
 c.ClearMetadataPreprocessor.enabled = True
 c.ClearMetadataPreprocessor.preserve_nb_metadata_mask = {"kernelspec", ("language_info", "name")}
-c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {"tags", "mystnb"}
+c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {
+    "tags",
+    "mystnb",
+    "cellView",
+    "jupyter",
+}
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 
 
 def normalize(nb, resources):
-    """Undo what an editor leaves: its name of the kernel, its settings of cells of text."""
+    """Undo what an editor leaves: its name of the kernel, its settings of cells. Fold solutions."""
     nb.metadata["kernelspec"] = {
         "display_name": "Python 3",
         "language": "python",
@@ -35,6 +42,11 @@ def normalize(nb, resources):
     for cell in nb.cells:
         if cell.cell_type != "code":
             cell.metadata.clear()
+            continue
+        for key in FOLDED:
+            cell.metadata.pop(key, None)
+        if cell.source.startswith("# @title Solution"):
+            cell.metadata.update(FOLDED)
     return nb, resources
 
 

@@ -5,11 +5,16 @@ document.addEventListener("DOMContentLoaded", () => {
   else delete document.body.dataset.bsSpy;
 });
 
-/* What scrolls sideways in its own box can be reached, and so scrolled, with the keyboard. */
+/* What scrolls sideways in its own box can be reached, and so scrolled, with the keyboard; also
+   what is unfolded later. */
 window.addEventListener("load", async () => {
   await window.MathJax?.startup?.promise;
-  const boxes = document.querySelectorAll(
-    ".bd-article table.table, .bd-article mjx-container[display='true'], .bd-article pre"
-  );
-  for (const box of boxes) if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries)
+      if (target.scrollWidth > target.clientWidth + 1) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+  });
+  document
+    .querySelectorAll(".bd-article table.table, .bd-article mjx-container[display='true'], .bd-article pre")
+    .forEach((box) => observer.observe(box));
 });

@@ -9,6 +9,8 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import product
 from pathlib import Path
 
@@ -153,11 +155,20 @@ def measure_peak(name: str, length: int, device: torch.device | str = "cpu") -> 
 
     Raises:
         ValueError: there is no such layer.
+        RuntimeError: the process could not start, or ran out of memory.
     """
     if name not in LAYERS:
         raise ValueError(f"name must be one of {', '.join(LAYERS)}, got {name!r}")
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (name, length, str(device)))
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            return pool.submit(_peak, name, length, str(device)).result()
+    except BrokenProcessPool:
+        raise RuntimeError(
+            "the process that measures ended before it answered; it runs your main module first, "
+            "which must be a file (no script on standard input) and guard what it starts by "
+            "`if __name__ == '__main__'`"
+        ) from None
 
 
 def _prepare(

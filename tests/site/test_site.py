@@ -235,6 +235,53 @@ def test_nothing_sticks_out_on_a_phone(load, page):
     assert seen.sticking == []
 
 
+WITH_EXERCISES = [
+    page for page in NOTEBOOKS if "## Your turn" in (ROOT / f"{page}.ipynb").read_text("utf-8")
+]
+
+
+def test_six_chapters_have_exercises():
+    assert len(WITH_EXERCISES) == 6
+
+
+@pytest.mark.parametrize("page", WITH_EXERCISES)
+def test_hints_and_solutions_are_folded_and_unfold(contexts, base, page):
+    """A solution is out of sight until it is asked for, also in a window made narrow."""
+    tab = contexts["desktop"].new_page()
+    errors = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto(f"{base}/{page}.html", wait_until="load")
+    exercises, solutions = tab.locator("div.exercise"), tab.locator("div.solution")
+    assert exercises.count() == solutions.count() >= 3
+    for each in solutions.all():
+        code = each.locator("pre").first
+        assert "@title Solution" in code.text_content()
+        assert not code.is_visible()
+        each.locator(".admonition-title").first.click()
+        code.wait_for(state="visible")
+        assert "✓" in each.text_content()
+    for hint in exercises.locator("details").all():
+        assert hint.get_attribute("open") is None
+        words = hint.locator("p").first
+        assert not words.is_visible()
+        hint.locator("summary").click()
+        words.wait_for(state="visible")
+    width, height = VIEWPORTS["phone"]
+    tab.set_viewport_size({"width": width, "height": height})
+    tab.wait_for_function(REACHABLE, timeout=5000)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert errors == []
+    tab.close()
+
+
+# Every box in sight that is wider than it shows has a place in the order of the Tab key.
+REACHABLE = """
+() => [...document.querySelectorAll("article pre")]
+  .filter((box) => box.clientWidth && box.scrollWidth > box.clientWidth + 1)
+  .every((box) => box.tabIndex === 0)
+"""
+
+
 def test_a_bad_page_is_seen_for_what_it_is(contexts, tmp_path, serve):
     """The checks above are only worth what they would catch."""
     (tmp_path / "bad.html").write_text(

@@ -1,0 +1,329 @@
+"""Exercises of chapter 6, *Assemble multi-head attention*."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mha_tutor.contract import check
+from mha_tutor.exercises._exercise import Wrong, answer, draw, exercise, expect
+from mha_tutor.masks import padding_mask
+from mha_tutor.multihead import MultiHeadAttention
+
+__all__ = ["cross_attention", "grouped_count", "silence_head", "torch_state", "whole_layer"]
+
+
+# --- count the parameters ------------------------------------------------------------------------
+
+
+@exercise
+def grouped_count(candidate: Any) -> str:
+    """Count a layer's parameters, biases too: `count(embed_dim, num_heads, num_kv_heads)`."""
+    for E, H, G in ((512, 8, 4), (512, 8, 8), (30, 6, 1), (33, 3, 3)):
+        D = E // H
+        want = 2 * E * E + 2 * E + 2 * (G * D * E + G * D)
+        got = answer(candidate, E, H, G)
+        try:
+            number = float(got)
+        except (TypeError, ValueError):
+            raise Wrong(f"it returns {got!r:.40}; a number is asked for.") from None
+        if number == want:
+            continue
+        case = f"for embed_dim={E}, num_heads={H}, num_kv_heads={G} the answer {got} "
+        for sentence, wrong in {
+            "is that of H key and value heads. Here they are fewer, and k_proj and v_proj have "
+            "only num_kv_heads · D rows.": 4 * E * E + 4 * E,
+            "leaves out the biases: each row of each of the four matrices has one.": want
+            - (2 * E + 2 * G * D),
+            "leaves out the bias of out_proj.": want - E,
+            "leaves out out_proj, E² + E.": want - E * E - E,
+            "leaves out the output projection, and all biases.": E * E + 2 * G * D * E,
+            "gives k_proj and v_proj biases of E numbers; a bias has one for each row.": 2 * E * E
+            + 2 * G * D * E
+            + 4 * E,
+            "counts one of key and value only; both have few heads, and both are there.": 2 * E * E
+            + 2 * E
+            + (G * D * E + G * D),
+            "lets the value keep all heads; key and value have num_kv_heads each.": 3 * (E * E + E)
+            + G * D * E
+            + G * D,
+            "gives key and value num_kv_heads rows; a head has D rows.": 2 * E * E
+            + 2 * E
+            + 2 * (G * E + G),
+            "gives key and value one head only.": 2 * E * E + 2 * E + 2 * (D * E + D),
+            "gives each head matrices (E, E) of its own. The heads share out the rows of one.": (
+                H * want
+            ),
+            "counts matrices (D, D), as if a head read only its own slice. Each reads all E "
+            "features.": E * E + E + (H + 2 * G) * (D * D + D),
+        }.items():
+            if number == wrong:
+                raise Wrong(case + sentence)
+        raise Wrong(f"{case}is not right. Add up four matrices, rows × columns, and four biases.")
+    return "Also for one key and value head that all query heads share."
+
+
+# --- silence a head ------------------------------------------------------------------------------
+
+
+@exercise
+def silence_head(candidate: Any) -> str:
+    """Take head h out of the output: `silence(weight, num_heads, h)`, (E, E) → (E, E)."""
+    for E, H, h in ((12, 3, 1), (15, 5, 3), (8, 4, 0)):
+        D = E // H
+        weight = draw(E, E)
+
+        def zeroed(
+            rows: slice = slice(None), columns: slice = slice(None), weight=weight
+        ) -> Tensor:
+            out = weight.clone()
+            out[rows, columns] = 0
+            return out
+
+        own = slice(h * D, (h + 1) * D)
+        want = zeroed(columns=own)
+        kept = weight - want
+        mistakes = {
+            "nothing has changed.": weight,
+            "rows are set to 0: they are output features, to which all heads write. What a head "
+            "writes with are columns.": zeroed(rows=own),
+            "every H-th column is set to 0. The columns of a head stand side by side: "
+            "h·D to h·D + D − 1.": zeroed(columns=slice(h, None, H)),
+            "columns h·H to h·H + H − 1 are set to 0; each head has D columns.": zeroed(
+                columns=slice(h * H, (h + 1) * H)
+            ),
+            "only one column is set to 0; the head has D of them.": zeroed(columns=slice(h, h + 1)),
+            "it is the other way round: this head alone is left.": kept,
+            "the wrong head is silent: heads are counted from 0.": zeroed(
+                columns=slice((h - 1) * D, h * D) if h else own
+            ),
+            "the matrix is transposed as well.": want.mT,
+            "the columns are cut out. Set them to 0, and the shape stays.": torch.cat(
+                [weight[:, : h * D], weight[:, (h + 1) * D :]], 1
+            ),
+        }
+        when = f"for a matrix ({E}, {E}), {H} heads and h={h}"
+        expect(answer(candidate, weight, H, h), want, when, mistakes)
+    return "Its columns are 0, and the others are untouched."
+
+
+# --- from torch's packed parameters to four linear layers ----------------------------------------
+
+ROLES = {"q_proj": "the query", "k_proj": "the key", "v_proj": "the value"}
+
+
+@exercise
+def torch_state(candidate: Any) -> str:
+    """Turn the state dict of `nn.MultiheadAttention` into that of `MultiHeadAttention`."""
+    for what, options in {
+        "a packed layer": {},
+        "a layer with bias=False": {"bias": False},
+        "a layer with kdim=5, vdim=7": {"kdim": 5, "vdim": 7},
+    }.items():
+        theirs = _random_layer(nn.MultiheadAttention(12, 3, dtype=torch.float64, **options))
+        state = theirs.state_dict()
+        want = MultiHeadAttention.from_torch(theirs).state_dict()
+        try:
+            got = answer(candidate, {name: x.clone() for name, x in state.items()})
+        except Wrong as wrong:
+            if not isinstance(wrong.__cause__, KeyError):
+                raise
+            raise Wrong(
+                f"for {what} it looks for {wrong.__cause__}, which is not there. "
+                f"There are {', '.join(state)}."
+            ) from wrong
+        if not isinstance(got, Mapping):
+            raise Wrong(f"it returns {type(got).__name__}; asked for is a dict, name → tensor.")
+        _compare_names(got, want, what)
+        for name in want:
+            _compare_parameter(name, got[name], want, state, what)
+    return "Every parameter is in its place, in all three forms."
+
+
+def _random_layer(layer: nn.Module) -> nn.Module:
+    """Fill every parameter, the biases too, with numbers that differ."""
+    with torch.no_grad():
+        for seed, p in enumerate(layer.parameters()):
+            p.copy_(draw(*p.shape, seed=seed) / p.shape[-1] ** 0.5)
+    return layer
+
+
+def _compare_names(got: Mapping, want: Mapping, what: str) -> None:
+    missing = [name for name in want if name not in got]
+    extra = [str(name) for name in got if name not in want]
+    if missing:
+        raise Wrong(f"for {what} there is no {', '.join(missing)}.")
+    if extra:
+        raise Wrong(f"for {what} there is {', '.join(extra)} too much; our layer has no such name.")
+
+
+def _compare_parameter(name: str, got: Any, want: Mapping, state: Mapping, what: str) -> None:
+    layer, _, kind = name.partition(".")
+    mistakes: dict[str, Tensor | None] = {}
+    for other, role in ROLES.items():
+        if other != layer:
+            mistakes[f"{name} holds the numbers of {role}."] = want[f"{other}.{kind}"]
+    if kind == "weight":
+        mistakes[f"{name} is transposed. Both layers store (out, in)."] = want[name].mT
+    packed = state.get(f"in_proj_{kind}")
+    if packed is not None and layer in ROLES:
+        third = list(ROLES).index(layer)
+        mistakes[
+            f"{name} holds every third row. The packed rows are all of the query, all of the key, "
+            "all of the value."
+        ] = packed[third::3]
+        by_head = packed.unflatten(0, (3, 3, 4))[:, third].flatten(0, 1)  # (head, role, row)
+        mistakes[
+            f"{name} is read as if the packed rows were ordered head by head. In torch's layer "
+            "the role changes slowest."
+        ] = by_head
+        mistakes[f"{name} is the whole packed tensor; take a third of its rows."] = packed
+        if packed.ndim == 2:
+            mistakes[f"{name} is cut by columns; query, key and value are blocks of rows."] = (
+                packed.chunk(3, dim=1)[third]
+            )
+    expect(got, want[name], f"for {what}, {name}:", mistakes)
+
+
+# --- cross-attention with padding, by torch's layer ----------------------------------------------
+
+
+@exercise
+def cross_attention(candidate: Any) -> str:
+    """Ask a padded source by torch's layer: `cross(layer, query, source, lengths)`.
+
+    (B, L, E), (B, S, F), (B,) → the output (B, L, E) and the weights of each head (B, H, L, S).
+    """
+    # Then as many sequences as queries: there a mask can be lined up wrongly without an error.
+    for lengths, L in ((torch.tensor([4, 6]), 5), (torch.tensor([2, 6, 5]), 3)):
+        E, H, F, S, B = 12, 3, 8, 7, len(lengths)
+        layer = nn.MultiheadAttention(
+            E, H, kdim=F, vdim=F, batch_first=True, dtype=torch.float64, device="cpu"
+        )
+        layer = _random_layer(layer)
+        query, source = draw(B, L, E), draw(B, S, F, seed=1)
+        real = padding_mask(lengths, S)[:, 0, 0]  # (B, S)
+
+        def by(hide: Tensor | None, layer=layer, query=query, source=source):
+            return layer(query, source, source, key_padding_mask=hide, average_attn_weights=False)
+
+        want = by(~real)
+        got = answer(candidate, layer, query, source, lengths)
+        if isinstance(got, Tensor):
+            raise Wrong("it returns one tensor; asked for is the pair (output, weights).")
+        if not isinstance(got, (tuple, list)) or len(got) != 2:
+            raise Wrong("asked for is the pair (output, weights).")
+        if all(isinstance(x, Tensor) for x in got):
+            if got[0].shape == want[1].shape and got[1].shape == want[0].shape:
+                raise Wrong("the two are exchanged: first the output, then the weights.")
+            if got[1].shape == (B, L, S):
+                raise Wrong(
+                    f"the weights are {(B, L, S)}: the average over the heads. Ask for those of "
+                    "each head: average_attn_weights=False."
+                )
+        if got[1] is None:
+            raise Wrong("the weights are None: need_weights=False does not return them.")
+        j = torch.arange(S)
+        wrongs = {
+            "the filler is read as if it were real: pass key_padding_mask.": by(None),
+            "the mask is upside down: in nn.MultiheadAttention True means “may NOT attend”, so "
+            "pass True where the source is filler.": by(real),
+            "one filler token is still read: hidden are j ≥ lengths.": by(j > lengths[:, None]),
+            "one real token is hidden: hidden are j ≥ lengths.": by(j >= lengths[:, None] - 1),
+        }
+        if len(set(lengths.tolist())) > 1:
+            shortest = j.expand(B, S) >= lengths.min()
+            wrongs["every sequence is cut to the shortest; the lengths differ."] = by(shortest)
+        for which, part in enumerate(("output", "weights")):
+            mistakes = {sentence: wrong[which].detach() for sentence, wrong in wrongs.items()}
+            when = f"for B={B}, L={L}, S={S}, the {part}:"
+            expect(got[which], want[which].detach(), when, mistakes)
+    return "No query reads filler, and each head shows its weights."
+
+
+# --- the whole layer -----------------------------------------------------------------------------
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj")
+ARGUMENTS = ["query", "key", "value", "attn_mask"]
+# Not asked for in the exercise, and no mistake.
+OPTIONAL = {"additive mask", "lengths refused", "mask shape refused", "width refused"}
+MOST = 3  # bugs to tell at once
+
+
+@exercise
+def whole_layer(candidate: Any) -> str:
+    """Write multi-head attention as a class; `mha_tutor.check` is the judge.
+
+    `Layer(embed_dim, num_heads)` with `forward(query, key=None, value=None, attn_mask=None)`,
+    (B, L, E), (B, S, E), (B, S, E) and a boolean mask → (B, L, E).
+    """
+    if isinstance(candidate, nn.Module):
+        raise Wrong("pass the class itself, without calling it.")
+    layer = _made(candidate, 15, 3)
+    report = check(layer, "module")
+    wrong = [finding for finding in report.violated if finding.name not in OPTIONAL]
+    if wrong or report.reason:
+        raise Wrong(_in_a_few_words(report, wrong))
+    _check_other_size(candidate)
+    return "mha_tutor.check finds nothing wrong with it."
+
+
+def _made(candidate: Any, embed_dim: int, num_heads: int) -> nn.Module:
+    layer = answer(candidate, embed_dim, num_heads)
+    if not isinstance(layer, nn.Module):
+        raise Wrong("the class should be an nn.Module: `class …(nn.Module)`.")
+    layer = layer.to("cpu", torch.float64).eval()
+    answer(layer, draw(2, 5, embed_dim))  # is there anything yet?
+    for name in LINEARS:
+        linear = getattr(layer, name, None)
+        if not isinstance(linear, nn.Linear):
+            raise Wrong(f"there is no self.{name}, or it is no nn.Linear.")
+        size = linear.in_features, linear.out_features
+        if size == (embed_dim // num_heads,) * 2:
+            raise Wrong(
+                f"self.{name} is Linear(D, D), shared by the heads. Each head must read all "
+                "features: Linear(E, E), then split."
+            )
+        if size != (embed_dim, embed_dim):
+            raise Wrong(
+                f"self.{name} is Linear{size}; with embed_dim={embed_dim} it should be "
+                f"Linear({embed_dim}, {embed_dim})."
+            )
+    if getattr(layer, "num_heads", None) != num_heads:
+        raise Wrong("keep the number of heads in self.num_heads.")
+    names = list(inspect.signature(layer.forward).parameters)
+    if names[:4] != ARGUMENTS:
+        raise Wrong(f"forward takes {', '.join(ARGUMENTS)}, in this order; yours {names}.")
+    return layer
+
+
+def _in_a_few_words(report: Any, wrong: list) -> str:
+    if not wrong:
+        return f"it could not be checked: {report.reason}"
+    told = [str(diagnosis) for diagnosis in report.diagnoses if diagnosis.name != "unknown"]
+    if not told:
+        first, detail = wrong[0], wrong[0].detail.partition("\n")[0]
+        told = [f"{first.promise} Here {detail}." if detail else first.promise]
+    more = f" {len(wrong)} properties fail; mha_tutor.check tells the rest."
+    return " ".join(told[:MOST]) + (more if len(wrong) > 1 else "")
+
+
+def _check_other_size(candidate: Any) -> None:
+    """Compare a layer of another size, for who writes a number where a name belongs."""
+    layer = _made(candidate, 8, 4)
+    ours = MultiHeadAttention(8, 4).double()
+    for name in LINEARS:
+        mine, theirs = getattr(ours, name), getattr(layer, name)
+        with torch.no_grad():
+            mine.weight.copy_(theirs.weight)
+            mine.bias.copy_(torch.zeros(()) if theirs.bias is None else theirs.bias)
+    query, source = draw(3, 7, 8), draw(3, 2, 8, seed=1)
+    mask = torch.tensor([[True, False]] * 3 + [[True, True]] * 4)
+    when = "it holds for embed_dim=15 and 3 heads, but for 8 and 4"
+    expect(answer(layer, query), ours(query).detach(), when)
+    got = answer(layer, query, source, source, attn_mask=mask)
+    expect(got, ours(query, source, attn_mask=mask).detach(), f"{when}, with a mask,")
