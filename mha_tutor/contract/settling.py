@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from mha_tutor.contract.diagnosis import SUSPECTS
+from mha_tutor.contract.bench import SUSPECTS
 from mha_tutor.contract.properties.base import same
 from mha_tutor.contract.readings import Reading
 from mha_tutor.contract.watch import CandidateError
