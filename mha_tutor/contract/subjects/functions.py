@@ -74,7 +74,7 @@ class FunctionSubject(Subject):
         if k.shape[1] != q.shape[1]:
             k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
         mask = loop_mask(mask, is_causal, q.shape[-2], k.shape[-2])
-        return torch.fromas_numpy(attention_loop(q, k, v, mask)).to(self.device)
+        return torch.from_numpy(attention_loop(q, k, v, mask)).to(self.device)
 
     def torch_answer(self, inputs: Inputs) -> Tensor:
         return nn.functional.scaled_dot_product_attention(*inputs)

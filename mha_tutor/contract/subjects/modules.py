@@ -123,7 +123,7 @@ class ModuleSubject(Subject):
         mask = loop_mask(mask, causal, q.shape[-2], k.shape[-2])
         merged = merge_heads(attention_loop(q, k, v, mask))
         out = merged if weights.out is None else _affine(merged, weights.out)
-        return torch.fromas_numpy(out).to(self.device)
+        return torch.from_numpy(out).to(self.device)
 
     def torch_answer(self, inputs: Inputs) -> Tensor | None:
         weights = self.weights()
