@@ -99,8 +99,8 @@ class Packed(nn.Module):
     def __init__(self, cut, scale=4**-0.5, context=100, shared=False):
         super().__init__()
         self.n_head, self.scale, self.cut, self.shared = 3, scale, cut, shared
-        self.c_attn, self.c_proj = nn.Linear(12, 36), nn.Linear(12, 12)
-        self.attn_dropout, self.resid_dropout = nn.Dropout(0.1), nn.Dropout(0.1)
+        self.c_attn, self.attn_dropout = nn.Linear(12, 36), nn.Dropout(0.1)
+        self.c_proj = nn.Sequential(nn.Linear(12, 12), nn.Dropout(0.1))
         self.register_buffer("mask", torch.ones(context, context, dtype=torch.bool).tril())
 
     def forward(self, x):
@@ -112,7 +112,7 @@ class Packed(nn.Module):
             weights = weights * self.attn_dropout(torch.ones_like(weights[:, :1]))
         else:
             weights = self.attn_dropout(weights)
-        return self.resid_dropout(self.c_proj(mha_tutor.merge_heads(weights @ v)))
+        return self.c_proj(mha_tutor.merge_heads(weights @ v))
 
 
 def one_after_the_other(x):
@@ -267,6 +267,33 @@ def test_bugs_written_apart_are_rejected_and_given_no_wrong_name(bug):
     assert set(report.names) <= bug.right_names | {"unknown"}
 
 
+def test_a_small_fill_is_seen_where_hidden_scores_are_great():
+    report = check(Listed(fill=-100.0), allow=["empty row"])
+    assert [f.name for f in report.violated] == ["mask"]
+    assert report.names == ("fill-too-small",)
+
+
+def test_one_pattern_for_all_heads_is_no_matter_of_dropout():
+    assert try_mutant(find_mutant("heads-shared"), "function").names == ("heads-shared",)
+
+
+def clamped(query, key, value):
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    return torch.softmax(scores.clamp(-20, 20), -1) @ value
+
+
+def lost_when_long(query, key, value):
+    return sdpa(query, key, value) * (float("nan") if query.abs().max() > 50 else 1.0)
+
+
+@pytest.mark.parametrize("candidate", [clamped, lost_when_long], ids=lambda f: f.__name__)
+def test_great_scores_go_wrong_in_many_ways(candidate):
+    report = check(candidate)
+    assert "great scores" in [f.name for f in report.violated]
+    assert "unknown" in report.names
+    assert "softmax-overflows" not in report.names
+
+
 def test_a_bug_that_is_in_no_catalog_is_unknown():
     def odd(query, key, value):
         return sdpa(query, key, value) + 0.1 * query.mean()
@@ -376,10 +403,11 @@ def test_what_never_works_is_no_proof_of_a_bug(candidate):
 
 
 def test_view_that_always_fails_is_no_matter_of_contiguous_inputs():
-    def merge(x):
-        return x.transpose(1, 2).view(x.shape[0], x.shape[2], -1)
+    def split(x, num_heads):
+        B, L, _ = x.shape
+        return x.transpose(0, 1).view(B, num_heads, L, -1)
 
-    report = check(merge, "merge")
+    report = check(split, "split")
     assert "view size is not compatible" in str(report)
     assert report.names == ("unknown",)
 
