@@ -200,6 +200,32 @@ def test_the_backend_table_the_file_and_the_figure(tmp_path, capsys):
     assert list(benchmark.backend_table(run))[4:] != []
 
 
+def test_the_figure_says_what_was_measured_and_draws_each_backend_once():
+    run = benchmark.load_machines()["cpu"]
+    wanted = ("window", False)
+    time, memory = benchmark.plot_backends(run, *wanted)
+    assert time.get_title() == ("AMD EPYC, 1 thread\nB=1, H=4, D=64, float32\nwindow 256, forward")
+    for ax, of, unit in ((time, "seconds", 1e-3), (memory, "peak_bytes", 2**20)):
+        lines = {line.get_label(): line for line in ax.lines if line.get_label()[0] != "_"}
+        assert set(lines) == {"explicit", "online", "sdpa", "flex", "banded"}
+        looks = {(line.get_color(), line.get_marker()) for line in lines.values()}
+        assert len(looks) == len(lines)
+        for name, line in lines.items():
+            cells = [c for c in run["cells"] if c["backend"] == name and "seconds" in c]
+            drawn = {c["L"]: c[of] / unit for c in cells if (c["mask"], c["training"]) == wanted}
+            assert dict(zip(*line.get_data(), strict=True)) == pytest.approx(drawn)
+        slopes = [line.get_ydata() for line in ax.lines if line.get_label()[0] == "_"]
+        # From 512 to 8192 the length grows 16 times.
+        assert [end / start for start, end in slopes] == pytest.approx([16, 256])
+
+
+def test_the_figure_names_a_gpu_without_threads():
+    run = benchmark.load_machines()["cpu"]
+    run = {**run, "machine": {**run["machine"], "device": "cuda", "name": "a card"}}
+    time, _ = benchmark.plot_backends(run, "none", training=True)
+    assert time.get_title() == "a card\nB=1, H=4, D=64, float32\nmask none, forward and backward"
+
+
 def test_the_runs_that_are_kept_say_where_they_come_from():
     runs = benchmark.load_machines()
     assert "cpu" in runs  # chapter 9 reads numbers from it

@@ -20,6 +20,7 @@ STYLES = {
     "banded": ("#009E73", "*"),
     "triton": ("#000000", "h"),
 }
+OPEN = {"flex", "flash", "banded"}  # drawn so that a line below them can be seen
 
 
 def load_machines(folder: Path | str = MACHINES) -> dict[str, dict]:
@@ -43,8 +44,7 @@ def backend_table(run: dict) -> Iterator[str]:
         run: what `measure_backends` returns.
     """
     machine, sizes = run["machine"], run["sizes"]
-    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
-    yield f"{machine['name']}, {threads}, torch {machine['versions']['torch']}"
+    yield f"{machine['name']}, {_threads(machine)}, torch {machine['versions']['torch']}"
     yield (
         f"B={sizes['batch']}, H={sizes['num_heads']}, D={sizes['head_dim']}, window "
         f"{sizes['window']}; {run['clock']} time, medians of {run['rounds']} interleaved rounds"
@@ -97,6 +97,9 @@ def backend_table(run: dict) -> Iterator[str]:
 def plot_backends(run: dict, mask: str = "causal", training: bool = False, *, axes=None):
     """Draw time and memory against L, one line a backend, on logarithmic axes.
 
+    The title says what was measured on what. Two thin gray lines, L and L², are there to compare
+    slopes with; their height means nothing.
+
     Args:
         run: what `measure_backends` returns; its first dtype is drawn.
         mask: of `MASKS`.
@@ -109,21 +112,53 @@ def plot_backends(run: dict, mask: str = "causal", training: bool = False, *, ax
     import matplotlib.pyplot as plt
 
     if axes is None:
-        _, axes = plt.subplots(2, 1, figsize=(5, 7), layout="constrained", sharex=True)
+        _, axes = plt.subplots(2, 1, figsize=(4, 7), layout="constrained", sharex=True)
     shown = [c for c in run["cells"] if c["mask"] == mask and c["training"] == training]
     shown = [c for c in shown if "seconds" in c and c["dtype"] == shown[0]["dtype"]]
+    lengths = sorted({c["L"] for c in shown})
     for ax, of, unit in zip(axes, ("seconds", "peak_bytes"), (1e-3, 2**20), strict=True):
         for backend, (color, marker) in STYLES.items():
             points = [(c["L"], c[of] / unit) for c in shown if c["backend"] == backend]
             if points:
-                ax.plot(*zip(*points, strict=True), color=color, marker=marker, label=backend)
+                # An open marker and a broken line, on top: what lies below shows through.
+                look = {"mfc": "none", "ms": 10, "ls": "--", "zorder": 3} if backend in OPEN else {}
+                ax.plot(*zip(*points, strict=True), c=color, marker=marker, label=backend, **look)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
-        ax.set_xticks(sorted({c["L"] for c in shown}), sorted({c["L"] for c in shown}))
+        ax.set_xticks(lengths, lengths)
         ax.minorticks_off()
         ax.grid(alpha=0.3)
+        lowest = min((c[of] / unit for c in shown if c["L"] == lengths[0]), default=1)
+        _draw_slopes(ax, lengths, 0.6 * lowest)
+        ax.margins(x=0.09)  # room for the names of the two slopes
+    axes[0].set_title(_title(run, shown[0]) if shown else "nothing measured", fontsize=10)
     axes[0].set_ylabel("milliseconds")
     axes[1].set_ylabel("MiB at the peak")
     axes[1].set_xlabel("L, queries and keys")
-    axes[0].legend(fontsize=9, ncols=2)
+    axes[0].legend(fontsize=10, ncols=2, handlelength=1.5, columnspacing=1)
     return axes
+
+
+def _draw_slopes(ax, lengths: list[int], start: float) -> None:
+    """Draw L and L² from the first length on, both beginning at the same height."""
+    low, high = lengths[0], lengths[-1]
+    for power, name in ((1, "L"), (2, "L²")):
+        end = start * (high / low) ** power
+        ax.plot([low, high], [start, end], color="gray", lw=1, ls=":", zorder=1)
+        ax.annotate(
+            name, (high, end), (4, 0), textcoords="offset points", color="gray", va="center"
+        )
+
+
+def _title(run: dict, cell: dict) -> str:
+    """Say on which machine, on how many threads and with which sizes a figure was measured."""
+    machine, sizes = run["machine"], run["sizes"]
+    threads = f", {_threads(machine)}" if machine["device"] == "cpu" else ""
+    passes = "forward and backward" if cell["training"] else "forward"
+    shape = f"B={sizes['batch']}, H={sizes['num_heads']}, D={sizes['head_dim']}"
+    mask = f"window {sizes['window']}" if cell["mask"] == "window" else f"mask {cell['mask']}"
+    return f"{machine['name']}{threads}\n{shape}, {cell['dtype']}\n{mask}, {passes}"
+
+
+def _threads(machine: dict) -> str:
+    return f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"

@@ -276,7 +276,7 @@ def test_hints_and_solutions_are_folded_and_unfold(contexts, base, page):
 
 # Every box in sight that is wider than it shows has a place in the order of the Tab key.
 REACHABLE = """
-() => [...document.querySelectorAll("article pre")]
+() => [...document.querySelectorAll("article :is(pre, table, mjx-container[display=true])")]
   .filter((box) => box.clientWidth && box.scrollWidth > box.clientWidth + 1)
   .every((box) => box.tabIndex === 0)
 """
