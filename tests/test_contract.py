@@ -412,6 +412,47 @@ def test_view_that_always_fails_is_no_matter_of_contiguous_inputs():
     assert report.names == ("unknown",)
 
 
+class LastKey(nn.Module):
+    """It hears the last key alone, whatever the mask says."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 12)
+
+    def forward(self, query, key, value, mask=None):
+        return self.linear(value[:, -1:]).expand(-1, query.shape[1], -1)
+
+
+def wrong_sign(query, key, value, attn_mask=None):
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, 1e9)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return torch.softmax(scores, -1) @ value
+
+
+def halves_upcast(query, key, value):
+    x = (query, key, value)
+    return sdpa(*(t.float() if t.dtype in (torch.half, torch.bfloat16) else t for t in x))
+
+
+NOT_SO = [
+    (LastKey(), "mask-inverted"),
+    (wrong_sign, "fill-finite"),
+    (halves_upcast, "dtype-lost"),
+]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "name"), NOT_SO, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_what_only_looks_like_a_bug_is_not_named_after_it(candidate, name):
+    report = check(candidate)
+    assert not report
+    assert name not in report.names
+
+
 def test_other_generators_of_random_numbers_are_no_state():
     def noisy(query, key, value):
         return sdpa(query, key, value) + float(np.random.rand())  # noqa: NPY002
