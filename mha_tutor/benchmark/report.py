@@ -127,15 +127,17 @@ def plot_backends(run: dict, mask: str = "causal", training: bool = False, *, ax
         ax.set_yscale("log")
         ax.set_xticks(lengths, lengths)
         ax.minorticks_off()
+        ax.tick_params(labelsize=11)
         ax.grid(alpha=0.3)
         lowest = min((c[of] / unit for c in shown if c["L"] == lengths[0]), default=1)
         _draw_slopes(ax, lengths, 0.6 * lowest)
         ax.margins(x=0.09)  # room for the names of the two slopes
-    axes[0].set_title(_title(run, shown[0]) if shown else "nothing measured", fontsize=10)
-    axes[0].set_ylabel("milliseconds")
-    axes[1].set_ylabel("MiB at the peak")
-    axes[1].set_xlabel("L, queries and keys")
-    axes[0].legend(fontsize=10, ncols=2, handlelength=1.5, columnspacing=1)
+    axes[0].set_title(_title(run, shown[0]) if shown else "nothing measured", fontsize=11)
+    axes[0].set_ylim(top=5 * axes[0].get_ylim()[1])  # room for the legend
+    axes[0].set_ylabel("milliseconds", fontsize=11)
+    axes[1].set_ylabel("MiB at the peak", fontsize=11)
+    axes[1].set_xlabel("L, queries and keys", fontsize=11)
+    axes[0].legend(fontsize=10.5, ncols=2, handlelength=1.5, columnspacing=1)
     return axes
 
 
