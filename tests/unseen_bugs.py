@@ -122,7 +122,14 @@ class ValuesOfPreviousSequence(CausalSelfAttention):
         return self.c_proj(y)
 
 
-@bug("gpt-dropout-shared-by-heads", "module", CausalSelfAttention, (), gpt, causal=True)
+@bug(
+    "gpt-dropout-shared-by-heads",
+    "module",
+    CausalSelfAttention,
+    {"dropout-shared-by-heads"},
+    gpt,
+    causal=True,
+)
 class DropoutSharedByHeads(CausalSelfAttention):
     """One dropout mask serves all heads."""
 

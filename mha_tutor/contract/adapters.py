@@ -8,51 +8,21 @@ out the caller may say. A layer whose weights are not found is judged from outsi
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mha_tutor.contract.readings import Reading, linear, packed_rows, readings
 from mha_tutor.contract.steps import Weights
 
 __all__ = ["Adapter", "adapter_for"]
 
-QUERY_NAMES = [
-    "q_proj",
-    "query_proj",
-    "query",
-    "w_q",
-    "wq",
-    "q_linear",
-    "linear_q",
-    "to_q",
-    "w_query",
-    "queries",
-    "q",
-]
-OUT_NAMES = [
-    "out_proj",
-    "o_proj",
-    "output_proj",
-    "fc_out",
-    "w_o",
-    "wo",
-    "w_out",
-    "to_out",
-    "out_linear",
-    "linear_out",
-    "c_proj",
-    "proj",
-    "fc",
-    "out",
-    "output",
-    "dense",
-    "o",
-]
-PACKED_NAMES = ["in_proj", "qkv", "qkv_proj", "c_attn", "wqkv", "to_qkv", "query_key_value"]
 HEAD_NAMES = ["num_heads", "n_heads", "nhead", "n_head", "heads", "num_attention_heads", "h"]
 KV_HEAD_NAMES = ["num_kv_heads", "num_key_value_heads", "n_kv_heads", "kv_heads"]
 WIDTH_NAMES = [
@@ -66,6 +36,8 @@ WIDTH_NAMES = [
     "in_dim",
     "E",
 ]
+FOUND = ("Its weights were found, and it is compared with the formula.",)
+NOT_FOUND = ("Its weights were not found (or num_heads is not known): it is judged from outside.",)
 MASK_NAMES = ["attn_mask", "mask", "attention_mask", "src_mask"]
 CAUSAL_NAMES = ["is_causal", "causal"]
 
@@ -89,6 +61,7 @@ class Adapter:
         single_tensor: whether it should return one tensor rather than a tuple.
         conventions: property → what its documentation says.
         notes: how it was understood.
+        readings: where else its weights may be; see `settled`.
     """
 
     name: str
@@ -109,10 +82,33 @@ class Adapter:
     single_tensor: bool = True
     conventions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    readings: tuple[Reading, ...] = ()
 
     def with_call(self, call: Callable[..., Any]) -> Adapter:
         """Return the same with another way to call."""
         return replace(self, call=call)
+
+    def read_as(self, reading: Reading | None, module: nn.Module) -> Adapter:
+        """Return the same with the weights in another place, or judged from outside."""
+        guesses = FOUND + NOT_FOUND + tuple(guess.words for guess in self.readings)
+        notes = tuple(note for note in self.notes if note not in guesses)
+        if reading is None:
+            return replace(self, weights=None, notes=(*notes, NOT_FOUND[0]))
+        found = reading.weights(module)
+        E, kdim, vdim = (part[0].shape[1] for part in (found.q, found.k, found.v))
+        inner = found.q[0].shape[0]
+        head_dim = inner // self.num_heads
+        said = (*FOUND, reading.words) if reading.words else FOUND
+        return replace(
+            self,
+            weights=reading.weights,
+            embed_dim=E,
+            kdim=kdim,
+            vdim=vdim,
+            out_dim=inner if found.out is None else found.out[0].shape[0],
+            num_kv_heads=max(found.k[0].shape[0] // max(head_dim, 1), 1),
+            notes=(*notes, *said),
+        )
 
 
 def adapter_for(
@@ -160,7 +156,7 @@ def _ours(module) -> Adapter:
 
     def weights(module):
         maps = (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
-        return Weights(*map(_linear, maps))
+        return Weights(*map(linear, maps))
 
     E = module.embed_dim
     kdim, vdim = module.k_proj.in_features, module.v_proj.in_features
@@ -205,7 +201,7 @@ def _torch_module(module: nn.MultiheadAttention) -> Adapter:
         else:
             w = module.in_proj_weight.split(E)
         b = [None] * 3 if module.in_proj_bias is None else module.in_proj_bias.split(E)
-        return Weights(*zip(w, b, strict=True), _linear(module.out_proj))
+        return Weights(*zip(w, b, strict=True), linear(module.out_proj))
 
     E = module.embed_dim
     plain = module.bias_k is None and not module.add_zero_attn
@@ -252,7 +248,7 @@ def _timm(module) -> Adapter:
         return module(query, **options)
 
     def weights(module):
-        return Weights(*_packed_rows(_linear(module.qkv)), _linear(module.proj))
+        return Weights(*packed_rows(linear(module.qkv)), linear(module.proj))
 
     E_in = module.qkv.in_features
     return Adapter(
@@ -302,7 +298,7 @@ def _bert(module) -> Adapter:
         return module(query, attention_mask=_additive(mask, query))
 
     def weights(module):
-        return Weights(*(_linear(getattr(module, n)) for n in ("query", "key", "value")), None)
+        return Weights(*(linear(getattr(module, n)) for n in ("query", "key", "value")), None)
 
     E, A = module.query.in_features, module.query.out_features
     H = module.num_attention_heads
@@ -341,7 +337,7 @@ def _gpt2(module) -> Adapter:
     def weights(module):
         # transformers' Conv1D stores (in, out).
         packed = module.c_attn.weight.T, module.c_attn.bias
-        return Weights(*_packed_rows(packed), (module.c_proj.weight.T, module.c_proj.bias))
+        return Weights(*packed_rows(packed), (module.c_proj.weight.T, module.c_proj.bias))
 
     E = module.embed_dim
     return Adapter(
@@ -386,7 +382,7 @@ def _llama(module) -> Adapter:
         )
 
     def weights(module):
-        return Weights(*(_linear(getattr(module, f"{name}_proj")) for name in "qkvo"))
+        return Weights(*(linear(getattr(module, f"{name}_proj")) for name in "qkvo"))
 
     E = module.q_proj.in_features
     return Adapter(
@@ -434,28 +430,13 @@ def _generic(module, embed_dim, num_heads, batch_first, causal, black_box) -> Ad
     causal_name = next((n for n in CAUSAL_NAMES if n in names), None)
     self_attention = _is_self_attention(module)
     num_heads = num_heads or _attribute(module, HEAD_NAMES)
-    weights = None if black_box or num_heads is None else _find_weights(module)
+    guesses = [] if black_box or num_heads is None else readings(module, num_heads)
     embed_dim = embed_dim or _attribute(module, WIDTH_NAMES)
-    kdim, vdim, out_dim = embed_dim, embed_dim, embed_dim
-    num_kv_heads = num_heads
-    notes = []
-    if weights is not None:
-        found = weights(module)
-        embed_dim, kdim, vdim = (part[0].shape[1] for part in (found.q, found.k, found.v))
-        inner = found.q[0].shape[0]
-        out_dim = inner if found.out is None else found.out[0].shape[0]
-        head_dim = inner // num_heads
-        num_kv_heads = max(found.k[0].shape[0] // max(head_dim, 1), 1)
-        notes.append("Its weights were found by their names, and it is compared with the formula.")
-    elif embed_dim is None:
-        embed_dim = next((m.in_features for m in module.modules() if isinstance(m, nn.Linear)), 0)
-        if not embed_dim:
-            raise ValueError("the width of the layer is not known; pass embed_dim")
-        kdim = vdim = out_dim = embed_dim
-    if weights is None:
-        notes.append(
-            "Its weights were not found (or num_heads is not known): it is judged from outside."
-        )
+    if embed_dim is None:
+        widths = (m.in_features for m in module.modules() if isinstance(m, nn.Linear))
+        embed_dim = next(widths, None)
+    if embed_dim is None:
+        raise ValueError("the width of the layer is not known; pass embed_dim")
     ndim = 4
 
     def call(module, query, key, value, mask, is_causal, ndim=ndim):
@@ -478,18 +459,18 @@ def _generic(module, embed_dim, num_heads, batch_first, causal, black_box) -> Ad
         type(module).__name__,
         call,
         embed_dim,
-        kdim,
-        vdim,
-        out_dim,
+        embed_dim,
+        embed_dim,
+        embed_dim,
         num_heads,
-        num_kv_heads,
-        weights,
+        num_heads,
         self_attention=self_attention,
         takes_mask=mask_name is not None,
         takes_causal=causal_name is not None,
         causal=bool(causal),
-        notes=tuple(notes),
+        readings=tuple(guesses),
     )
+    adapter = adapter.read_as(guesses[0] if guesses else None, module)
     return _with_mask_axes(module, adapter, call) if mask_name else adapter
 
 
@@ -527,6 +508,9 @@ def _with_mask_axes(module: nn.Module, adapter: Adapter, call: Callable[..., Any
     value = query if adapter.self_attention else torch.ones(B, S, adapter.vdim, **like)
     mask = torch.ones(B, 1, L, S, dtype=torch.bool, device=query.device)
 
+    with contextlib.suppress(Exception):
+        module = copy.deepcopy(module)  # a call may leave something behind
+
     def attempt(ndim):
         with torch.no_grad():
             out = call(module, query, key, value, mask, False, ndim=ndim)
@@ -556,53 +540,3 @@ def _attribute(module: nn.Module, names: list[str]) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None
-
-
-def _find_weights(module: nn.Module) -> Callable[[nn.Module], Weights] | None:
-    """Find the four maps by the names of the submodules."""
-    parts = {name.lower(): name for name, part in _linears(module)}
-    out = next((parts[n] for n in OUT_NAMES if n in parts), None)
-    packed = next((parts[n] for n in PACKED_NAMES if n in parts), None)
-    if packed is not None:
-        if _linear(getattr(module, packed))[0].shape[0] % 3:
-            return None
-        return lambda m: Weights(
-            *_packed_rows(_linear(getattr(m, packed))),
-            None if out is None else _linear(getattr(m, out)),
-        )
-    for name in QUERY_NAMES:
-        trio = [name, _exchange(name, "key", "k"), _exchange(name, "value", "v")]
-        if all(part in parts for part in trio):
-            q, k, v = (parts[part] for part in trio)
-            return lambda m: Weights(
-                *(_linear(getattr(m, part)) for part in (q, k, v)),
-                None if out is None else _linear(getattr(m, out)),
-            )
-    return None
-
-
-def _exchange(name: str, word: str, letter: str) -> str:
-    """Say the name of the query's map for the key or the value."""
-    plural = {"key": "keys", "value": "values"}[word]
-    if "queries" in name:
-        return name.replace("queries", plural)
-    if "query" in name:
-        return name.replace("query", word)
-    return letter.join(name.rsplit("q", 1))
-
-
-def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, part in module.named_children():
-        if isinstance(part, nn.Linear):
-            yield name, part
-
-
-def _linear(part: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    return part.weight, part.bias
-
-
-def _packed_rows(packed: tuple[Tensor, Tensor | None]) -> list[tuple[Tensor, Tensor | None]]:
-    """Cut q, k and v, one below the other, from the rows of a packed map."""
-    weight, bias = packed
-    biases = (None,) * 3 if bias is None else bias.chunk(3)
-    return list(zip(weight.chunk(3), biases, strict=True))

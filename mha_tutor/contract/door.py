@@ -13,6 +13,7 @@ from mha_tutor.contract.diagnosis import diagnose
 from mha_tutor.contract.parts import MASK_KINDS, check_mask_function, check_merge, check_split
 from mha_tutor.contract.properties import PROPERTIES, NotApplicable, Problem, Property
 from mha_tutor.contract.report import Finding, Report, Verdict
+from mha_tutor.contract.settling import settled
 from mha_tutor.contract.subjects import FunctionSubject, Inputs, ModuleSubject, Subject
 from mha_tutor.contract.watch import CandidateError, Clock, OutOfTime
 
@@ -105,12 +106,13 @@ def check(
                 black_box=black_box,
             )
             subject = ModuleSubject(candidate, adapter, title, device, clock, inverted, seed)
-            if causal is None and _is_causal_by_itself(subject):
+            if causal is None and _is_causal_by_itself(subject.fresh()):
                 subject.causal = True
                 subject.notes.append(
                     "No token sees the future, so it is taken for causal by itself; say "
                     "causal=False if it should not be."
                 )
+            subject = settled(subject)
         subject.conventions = AS_TORCH | subject.conventions
         if inverted:
             subject.conventions["polarity"] = "True means “may not attend”, as the caller says."
@@ -175,7 +177,7 @@ def _judge(prop: Property, subject: Subject, seed: int) -> Finding:
         return Finding(prop.name, prop.promise, verdict, detail, example, clue)
 
     try:
-        problem = _ask(prop, subject, subject.main, seed)
+        problem = _ask(prop, subject.fresh(), subject.main, seed)
     except NotApplicable as reason:
         return finding(Verdict.NOT_APPLICABLE, str(reason))
     said = subject.conventions.get(prop.name, "")
@@ -211,6 +213,7 @@ def _ask(prop: Property, subject: Subject, sizes, seed: int) -> Problem | None:
 
 def _smallest(prop: Property, subject: Subject, seed: int):
     """Find the smallest sizes on which it fails too."""
+    subject = subject.fresh()
     for sizes in subject.ladder():
         try:
             problem = _ask(prop, subject, sizes, seed)

@@ -41,7 +41,7 @@ class Steps:
     ) -> Tensor:
         """(B, H, L, D), (B, H_kv, S, D), (B, H_kv, S, Dv) → (B, H, L, Dv)."""
         self.check(q, k, v, attn_mask, is_causal)
-        k, v = self.share(k, q.shape[1]), self.share(v, q.shape[1])  # (B, H, S, D)
+        k, v = self.share(k, q.shape[1]), self.share_values(v, q.shape[1])  # (B, H, S, D)
         factor = self.scale(q, k) if scale is None else scale
         scores = self.score(q, k, factor)  # (B, H, L, S)
         bias = self.bias(scores, attn_mask, is_causal, dropout_p)
@@ -58,6 +58,10 @@ class Steps:
     def share(self, x: Tensor, num_heads: int) -> Tensor:
         """Let each key and value head serve a run of query heads."""
         return x.repeat_interleave(num_heads // x.shape[1], dim=1)
+
+    def share_values(self, x: Tensor, num_heads: int) -> Tensor:
+        """Let each value head serve the same queries as the key head."""
+        return self.share(x, num_heads)
 
     def scale(self, q: Tensor, k: Tensor) -> float:
         """Return what the scores are multiplied by."""

@@ -1,34 +1,42 @@
-"""Put the contract itself to the test: right attentions, mutants, pairs of them, unseen bugs.
+"""Put the contract itself to the test, in full: `make mutants`. The tests run a sample.
 
-`make mutants` runs it in full and writes the figures to a file; the tests run a sample.
+It counts false alarms on right attentions, mutants rejected and named, pairs of mutants, and sets
+of bugs written apart from the catalog. All but the time depends on the seeds alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
+import datetime
+import functools
+import importlib.metadata
 import json
-import random
+import multiprocessing
+import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from mha_tutor import heads, masks
-from mha_tutor.attention import scaled_dot_product_attention
+from mha_tutor.contract.candidates import (
+    Bug,
+    load_bugs,
+    random_pairs,
+    right_attentions,
+    try_bug,
+    try_mutant,
+    try_pair,
+)
 from mha_tutor.contract.door import check
-from mha_tutor.contract.mutants import MUTANTS, Mutant, combine
+from mha_tutor.contract.mutants import MUTANTS, find_mutant
 from mha_tutor.contract.report import Report
-from mha_tutor.multihead import MultiHeadAttention
 
 __all__ = [
     "Bug",
     "load_bugs",
+    "main",
     "random_pairs",
     "right_attentions",
     "try_bug",
@@ -36,236 +44,151 @@ __all__ = [
     "try_pair",
 ]
 
-MASK_STEPS = ("causal", "padding", "window")
+OTHERS = ("timm", "transformers")  # whose layers are tried where they are installed
+CHUNK = 20  # seeds that one process takes at a time
 
 
-@dataclass(frozen=True)
-class Bug:
-    """A wrong attention written by somebody who has not read the diagnosis.
-
-    Attributes:
-        name: short.
-        story: what is wrong, in a sentence.
-        make: returns a fresh candidate.
-        form: as for `check`: "function", "module", "split", "merge", "split and merge", "causal",
-            "padding" or "window".
-        options: more for `check`.
-        right_names: names of the catalog (`MUTANTS`) that would describe it rightly; "unknown" is
-            right always.
-    """
-
-    name: str
-    story: str
-    make: Callable[[], Any]
-    form: str
-    options: dict[str, Any] = field(default_factory=dict)
-    right_names: frozenset[str] = frozenset()
+# --- one task, in any process --------------------------------------------------------------------
 
 
-def load_bugs(path: str | Path) -> list[Bug]:
-    """Read the list `BUGS` of a Python file."""
-    spec = importlib.util.spec_from_file_location("unseen_bugs", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return list(module.BUGS)
-
-
-def right_attentions(others: bool = True) -> Iterator[tuple[str, Callable[[], Any], dict]]:
-    """Yield the name of each right attention, how to make one, and the options for `check`.
-
-    Args:
-        others: whether to go on to timm and transformers, where they are installed.
-    """
-    functional = nn.functional.scaled_dot_product_attention
-    yield "mha_tutor.scaled_dot_product_attention", lambda: scaled_dot_product_attention, {}
-    yield "torch scaled_dot_product_attention", lambda: functional, {}
-    yield "mha_tutor.MultiHeadAttention", lambda: MultiHeadAttention(12, 3, dropout=0.1), {}
-    yield (
-        "mha_tutor.MultiHeadAttention, three widths",
-        lambda: MultiHeadAttention(12, 3, kdim=5, vdim=7, bias=False),
-        {},
-    )
-    yield "torch MultiheadAttention", lambda: nn.MultiheadAttention(12, 3, dropout=0.1), {}
-    yield (
-        "torch MultiheadAttention, batch first, three widths",
-        lambda: nn.MultiheadAttention(12, 3, kdim=5, vdim=7, batch_first=True),
-        {},
-    )
-    black_box = {"black_box": True, "embed_dim": 12}
-    yield "mha_tutor.MultiHeadAttention, black box", lambda: MultiHeadAttention(12, 3), black_box
-    pair = (heads.split_heads, heads.merge_heads)
-    yield "mha_tutor.split_heads and merge_heads", lambda: pair, {}
-    yield "mha_tutor.causal_mask", lambda: masks.causal_mask, {"form": "causal"}
-    yield "mha_tutor.padding_mask", lambda: masks.padding_mask, {"form": "padding"}
-    yield "mha_tutor.sliding_window_mask", lambda: masks.sliding_window_mask, {"form": "window"}
-    if others:
-        yield from _other_libraries()
-
-
-def _other_libraries() -> Iterator[tuple[str, Callable[[], Any], dict]]:
-    with contextlib.suppress(ImportError):
-        from timm.layers import Attention
-
-        yield "timm Attention", lambda: Attention(12, num_heads=3, qkv_bias=True), {}
-        yield (
-            "timm Attention, not fused",
-            lambda: _changed(Attention(12, num_heads=3, qkv_bias=True), fused_attn=False),
-            {},
-        )
-    with contextlib.suppress(ImportError):
-        from transformers import BertConfig, GPT2Config, LlamaConfig
-        from transformers.models.bert.modeling_bert import BertSelfAttention
-        from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
-        from transformers.models.llama.modeling_llama import LlamaAttention
-
-        for kind in ("eager", "sdpa"):
-            same = {"attn_implementation": kind}
-            bert = BertConfig(hidden_size=12, num_attention_heads=3, **same)
-            gpt2 = GPT2Config(n_embd=12, n_head=3, **same)
-            llama = LlamaConfig(
-                hidden_size=24, num_attention_heads=4, num_key_value_heads=2, **same
-            )
-            yield f"transformers BERT, {kind}", lambda c=bert: BertSelfAttention(c), {}
-            yield f"transformers GPT-2, {kind}", lambda c=gpt2: GPT2Attention(c, layer_idx=0), {}
-            yield f"transformers Llama, {kind}", lambda c=llama: LlamaAttention(c, layer_idx=0), {}
-
-
-def _changed(module: nn.Module, **attributes) -> nn.Module:
-    for name, value in attributes.items():
-        setattr(module, name, value)
-    return module
-
-
-def try_mutant(mutant: Mutant, form: str, seed: int = 0) -> Report:
-    """Check a mutant in one of its forms."""
-    if form == "function":
-        return check(mutant.function(), seed=seed)
-    if form in ("split", "merge"):
-        return check(getattr(mutant, form), form)
-    if form == "mask":
-        kind = next(step for step in MASK_STEPS if step in mutant.sites)
-        return check(getattr(mutant, kind), kind)
-    grouped = "gqa-order" in mutant.name
-    sizes = {"embed_dim": 16, "num_heads": 4, "num_kv_heads": 2}
-    sizes = sizes if grouped else {"embed_dim": 12, "num_heads": 3}
-    torch.manual_seed(seed)
-    layer = mutant.layer(**sizes, dropout=0.1)
-    return check(layer, black_box=form == "black box", seed=seed)
-
-
-def random_pairs(number: int, seed: int = 0) -> list[tuple[Mutant, Mutant, str]]:
-    """Draw pairs of mutants that replace different steps, and a form in which both can be seen."""
-    rng = random.Random(seed)
-    pairs: dict[tuple[str, str], tuple[Mutant, Mutant, str]] = {}
-    while len(pairs) < number:
-        first, second = rng.sample(MUTANTS, 2)
-        common = sorted(first.forms & second.forms & {"function", "module"})
-        if common and not first.sites & second.sites:
-            pairs[first.name, second.name] = first, second, rng.choice(common)
-    return list(pairs.values())
-
-
-def try_pair(first: Mutant, second: Mutant, form: str, seed: int = 0) -> Report:
-    """Check an attention with two bugs."""
-    return try_mutant(combine(first, second), form, seed)
-
-
-def try_bug(bug: Bug, seed: int = 0) -> Report:
-    """Check an unseen bug."""
-    torch.manual_seed(seed)
-    return check(bug.make(), bug.form, seed=seed, **bug.options)
-
-
-# --- in full -------------------------------------------------------------------------------------
-
-
-def run(seeds: int, pairs: int, unseen: Iterable[Bug], say: Callable[[str], None]) -> dict:
-    """Compute every figure; `say` is told how far it is."""
-    start = time.monotonic()
-    right = []
-    for name, make, options in right_attentions():
-        alarms: dict[str, int] = {}
-        for seed in range(seeds):
-            report = check(make(), seed=seed, **options)
-            for finding in report.violated:
-                alarms[finding.name] = alarms.get(finding.name, 0) + 1
-            if report.reason:
-                alarms[report.reason] = alarms.get(report.reason, 0) + 1
-        conventions = [finding.name for finding in report.conventions]
-        right.append(
-            {
-                "name": name,
-                "seeds": seeds,
-                "false alarms": alarms,
-                "conventions": conventions,
-                "seconds": report.seconds,
-            }
-        )
-        say(f"{name}: {sum(alarms.values())} false alarms over {seeds} seeds")
-
-    mutants = []
-    for mutant in MUTANTS:
-        for form in sorted(mutant.forms):
-            report = try_mutant(mutant, form)
-            mutants.append(
-                {
-                    "name": mutant.name,
-                    "story": mutant.story,
-                    "chapter": mutant.chapter,
-                    "seen": mutant.seen,
-                    "form": form,
-                    "rejected": not report,
-                    "names": report.names,
-                    "violated": [finding.name for finding in report.violated],
-                }
-            )
-        say(f"{mutant.name}: {report.names}")
-
-    both = []
-    for first, second, form in random_pairs(pairs):
-        report = try_pair(first, second, form)
-        both.append(
-            {
-                "pair": [first.name, second.name],
-                "form": form,
-                "rejected": not report,
-                "names": report.names,
-            }
-        )
-        say(f"{first.name} + {second.name}: {report.names}")
-
-    others = []
-    for bug in unseen:
-        report = try_bug(bug)
-        wrong = set(report.names) - bug.right_names - {"unknown"}
-        others.append(
-            {
-                "name": bug.name,
-                "story": bug.story,
-                "form": bug.form,
-                "rejected": not report,
-                "names": report.names,
-                "wrong names": sorted(wrong),
-            }
-        )
-        say(f"unseen, {bug.name}: {report.names}")
-
-    figures = {"right": right, "mutants": mutants, "pairs": both, "unseen": others}
-    return {"summary": summary(figures, round(time.monotonic() - start)), **figures}
-
-
-def summary(figures: dict, seconds: int) -> dict:
-    """Count what matters."""
-    named = [m for m in figures["mutants"] if m["form"] != "black box"]
-    pairs, unseen = figures["pairs"], figures["unseen"]
+def _right(index: int, seeds: Sequence[int]) -> dict:
+    name, make, options = list(right_attentions())[index]
+    alarms: dict[str, int] = {}
+    seconds = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        report = check(make(), seed=seed, **options)
+        seconds.append(report.seconds)
+        for said in [finding.name for finding in report.violated] + [report.reason]:
+            if said:
+                alarms[said] = alarms.get(said, 0) + 1
+    conventions = [finding.name for finding in report.conventions]
     return {
+        "name": name,
+        "seeds": len(seeds),
+        "false alarms": alarms,
+        "conventions": conventions,
+        "_seconds": seconds,
+    }
+
+
+def _mutant(name: str, form: str) -> dict:
+    mutant = find_mutant(name)
+    told = {"name": name, "story": mutant.story, "chapter": mutant.chapter, "seen": mutant.seen}
+    return told | {"form": form} | _outcome(try_mutant(mutant, form))
+
+
+def _pair(first: str, second: str, form: str) -> dict:
+    report = try_pair(find_mutant(first), find_mutant(second), form)
+    return {"pair": [first, second], "form": form} | _outcome(report)
+
+
+def _unseen(path: str, index: int) -> dict:
+    bug = _bugs(path)[index]
+    told = {"name": bug.name, "story": bug.story, "form": bug.form}
+    told["right names"] = sorted(bug.right_names)
+    outcome = _outcome(try_bug(bug))
+    given = set(outcome["names"]) - {"unknown"}
+    if not outcome["rejected"]:
+        verdict = "accepted"
+    elif given - bug.right_names:
+        verdict = "named wrongly"
+    else:
+        verdict = "named rightly" if given else "unknown"
+    return told | {"verdict": verdict} | outcome
+
+
+@functools.cache
+def _bugs(path: str) -> list[Bug]:
+    return load_bugs(path)
+
+
+def _outcome(report: Report) -> dict:
+    return {
+        "rejected": not report,
+        "names": list(report.names),
+        "violated": [finding.name for finding in report.violated],
+        "_seconds": [report.seconds],
+    }
+
+
+TASKS = {"right": _right, "mutants": _mutant, "pairs": _pair, "unseen": _unseen}
+
+
+def _do(task: tuple[str, tuple]) -> tuple[str, tuple, dict]:
+    torch.set_num_threads(1)
+    kind, arguments = task
+    return kind, arguments, TASKS[kind](*arguments)
+
+
+# --- all of them ---------------------------------------------------------------------------------
+
+
+def run(
+    seeds: int, pairs: int, unseen: Iterable[Path], jobs: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Compute every figure; `say` is told how far it is."""
+    tasks = list(_tasks(seeds, pairs, unseen))
+    figures: dict[str, Any] = {"right": {}, "mutants": [], "pairs": [], "unseen": {}}
+    seconds = []
+    for kind, arguments, found in _all_done(tasks, jobs):
+        seconds += found.pop("_seconds")
+        if kind == "right":
+            _add_seeds(figures["right"], found)
+        elif kind == "unseen":
+            figures["unseen"].setdefault(Path(arguments[0]).name, []).append(found)
+        else:
+            figures[kind].append(found)
+        said = found.get("names", found.get("false alarms"))
+        say(f"{kind}: {found.get('name') or ' + '.join(found['pair'])}: {said}")
+    figures["right"] = list(figures["right"].values())
+    named = [m for m in figures["mutants"] if m["form"] != "black box"]
+    figures["not named"] = [m for m in named if m["names"] != [m["name"]]]
+    figures["seconds per check"] = round(statistics.median(seconds), 2)
+    return figures
+
+
+def _tasks(seeds: int, pairs: int, unseen: Iterable[Path]) -> Iterator[tuple[str, tuple]]:
+    for index, _ in enumerate(right_attentions()):
+        for start in range(0, seeds, CHUNK):
+            yield "right", (index, range(start, min(start + CHUNK, seeds)))
+    for mutant in MUTANTS:
+        yield from (("mutants", (mutant.name, form)) for form in sorted(mutant.forms))
+    for first, second, form in random_pairs(pairs):
+        yield "pairs", (first.name, second.name, form)
+    for path in unseen:
+        yield from (("unseen", (str(path), i)) for i, _ in enumerate(_bugs(str(path))))
+
+
+def _all_done(tasks: list, jobs: int) -> Iterator[tuple[str, tuple, dict]]:
+    if jobs == 1:
+        yield from map(_do, tasks)
+        return
+    with multiprocessing.Pool(jobs) as pool:
+        yield from pool.imap(_do, tasks)
+
+
+def _add_seeds(known: dict[str, dict], found: dict) -> None:
+    """Add the seeds of one chunk to those before."""
+    entry = known.setdefault(found["name"], found | {"seeds": 0, "false alarms": {}})
+    entry["seeds"] += found["seeds"]
+    for said, times in found["false alarms"].items():
+        entry["false alarms"][said] = entry["false alarms"].get(said, 0) + times
+
+
+def summary(figures: dict[str, Any]) -> dict[str, Any]:
+    """Count what matters."""
+    mutants, pairs = figures["mutants"], figures["pairs"]
+    can_be_named = sum(m["form"] != "black box" for m in mutants)
+    counts = {
         "right attentions": len(figures["right"]),
+        "checks of right attentions": sum(r["seeds"] for r in figures["right"]),
         "false alarms": sum(sum(r["false alarms"].values()) for r in figures["right"]),
-        "mutants": len({m["name"] for m in figures["mutants"]}),
-        "mutants in all their forms": len(figures["mutants"]),
-        "mutants rejected": sum(m["rejected"] for m in figures["mutants"]),
-        "mutants that can be named": len(named),
-        "mutants named rightly": sum(list(m["names"]) == [m["name"]] for m in named),
+        "mutants": len({m["name"] for m in mutants}),
+        "mutants in all their forms": len(mutants),
+        "mutants rejected": sum(m["rejected"] for m in mutants),
+        "mutants that can be named": can_be_named,
+        "mutants named rightly": can_be_named - len(figures["not named"]),
         "pairs": len(pairs),
         "pairs rejected": sum(p["rejected"] for p in pairs),
         "pairs with one named rightly": sum(bool({*p["names"]} & {*p["pair"]}) for p in pairs),
@@ -273,32 +196,68 @@ def summary(figures: dict, seconds: int) -> dict:
         "pairs given a wrong name": sum(
             bool({*p["names"]} - {*p["pair"], "unknown"}) for p in pairs
         ),
-        "unseen bugs": len(unseen),
-        "unseen rejected": sum(u["rejected"] for u in unseen),
-        "unseen given a wrong name": sum(bool(u["wrong names"]) for u in unseen),
-        "unseen named rightly": sum(
-            bool({*u["names"]} - {"unknown"}) and not u["wrong names"] for u in unseen
-        ),
-        "torch": torch.__version__,
-        "seconds": seconds,
+    }
+    for name, bugs in figures["unseen"].items():
+        verdicts = [bug["verdict"] for bug in bugs]
+        counts[name] = {
+            "bugs": len(bugs),
+            "rejected": sum(bug["rejected"] for bug in bugs),
+            **{said: verdicts.count(said) for said in ("named rightly", "unknown")},
+            "named wrongly": verdicts.count("named wrongly"),
+        }
+    return counts
+
+
+def made(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """Say how the figures were made."""
+    unseen = "".join(f" --unseen {path}" for path in options.unseen)
+    versions = {"torch": torch.__version__}
+    for name in OTHERS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "command": f"python -m mha_tutor.contract.trial {options.output} --seeds {options.seeds} "
+        f"--pairs {options.pairs}{unseen}",
+        "date": datetime.date.today().isoformat(),
+        "seconds": round(seconds),
+        **versions,
     }
 
 
-def main() -> None:
-    """Run the trial and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the trial, write the figures, and print the counts."""
+    parser = argparse.ArgumentParser(prog="python -m mha_tutor.contract.trial", description=__doc__)
     parser.add_argument("output", type=Path, help="JSON file to write")
-    parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--unseen", type=Path, help="Python file with a list BUGS")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    unseen = load_bugs(options.unseen) if options.unseen and options.unseen.exists() else []
-    figures = run(options.seeds, options.pairs, unseen, print)
+    parser.add_argument("--seeds", type=int, default=200, help="for each right attention; 200")
+    parser.add_argument("--pairs", type=int, default=200, help="of two mutants; 200")
+    parser.add_argument(
+        "--unseen",
+        type=Path,
+        action="append",
+        default=[],
+        help="Python file with a list BUGS; may be given several times",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes; 1")
+    parser.add_argument("--quiet", action="store_true", help="print the counts only")
+    options = parser.parse_args(arguments)
+    for path in options.unseen:
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
+    start = time.monotonic()
+    say = (lambda line: None) if options.quiet else functools.partial(print, flush=True)
+    figures = run(options.seeds, options.pairs, options.unseen, options.jobs, say)
+    counts = summary(figures)
+    how = made(options, time.monotonic() - start)
+    how["seconds per check"] = figures.pop("seconds per check")
+    content = {"summary": counts, "made": how, **figures}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    for name, figure in figures["summary"].items():
-        print(f"{name}: {figure}")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    options.output.write_text(text + "\n", encoding="utf-8")
+    for name, count in counts.items():
+        said = ", ".join(f"{v} {k}" for k, v in count.items()) if isinstance(count, dict) else count
+        print(f"{name}: {said}")
 
 
 if __name__ == "__main__":

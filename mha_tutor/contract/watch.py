@@ -7,13 +7,13 @@ import io
 import random
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["CandidateError", "Clock", "OutOfTime", "quiet_call", "what_changed"]
+__all__ = ["CandidateError", "Clock", "OutOfTime", "quiet_call", "seeded", "what_changed"]
 
 
 class CandidateError(Exception):
@@ -97,6 +97,21 @@ def quiet_call(function: Callable[..., Any], *args, clock: Clock, **kwargs) -> t
     return result, printed.getvalue()
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Start all global generators of random numbers anew, and put back their states after."""
+    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(saved[0])
+        np.random.set_state(saved[1])
+        random.setstate(saved[2])
+
+
 def what_changed(function: Callable[..., Any], *args, clock: Clock, **kwargs) -> list[tuple]:
     """Call twice, from two random states, and list what a caller would notice afterwards.
 
@@ -104,7 +119,6 @@ def what_changed(function: Callable[..., Any], *args, clock: Clock, **kwargs) ->
         Pairs of a sentence and a clue (which may be empty).
     """
     changes: list[tuple[str, str]] = []
-    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
     ends = []
     seen: dict[str, Any] = {}
 
@@ -114,17 +128,10 @@ def what_changed(function: Callable[..., Any], *args, clock: Clock, **kwargs) ->
         seen.update({name: value for name, value in _settings().items() if value != before[name]})
         return result
 
-    try:
-        for seed in (12345, 54321):
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
+    for seed in (12345, 54321):
+        with seeded(seed):
             _, printed = quiet_call(observed, *args, clock=clock, **kwargs)
             ends.append((torch.rand(()).item(), np.random.rand(), random.random()))
-    finally:
-        torch.set_rng_state(saved[0])
-        np.random.set_state(saved[1])
-        random.setstate(saved[2])
     for name, first, second in zip(("torch", "NumPy", "Python"), *ends, strict=True):
         if first == second:
             changes.append((f"it sets the global random seed of {name}", "seed-changed"))

@@ -5,6 +5,7 @@ from mha_tutor.contract.properties import (  # noqa: F401, I001
     influence,
     masking,
     training,
+    dropout,
     precision,
     manners,
 )

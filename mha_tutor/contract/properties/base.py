@@ -18,7 +18,8 @@ class Problem:
 
     Attributes:
         detail: what was seen, in a sentence.
-        clue: the bug of the catalog that this alone proves, or nothing.
+        clue: the bug of the catalog that this alone proves, or nothing. A proof needs a control:
+            the same candidate does well where the bug would not show.
         kind: which of several ways to fail, for the conventions.
     """
 

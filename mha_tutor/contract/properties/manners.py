@@ -10,7 +10,7 @@ from torch import nn
 
 from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, difference, same
 from mha_tutor.contract.subjects import Inputs, first_tensor
-from mha_tutor.contract.watch import CandidateError, what_changed
+from mha_tutor.contract.watch import CandidateError, seeded, what_changed
 from mha_tutor.masks import causal_mask
 
 NAMES = ("query", "key", "value")
@@ -24,10 +24,10 @@ def inputs_kept(subject, sizes, seed):
         first_tensor(subject.raw(inputs))
     for name, x, old in zip(NAMES, inputs, before, strict=True):
         if x is not None and not torch.equal(x, old):
-            return Problem(
-                f"{name} is changed in place",
-                clue="inputs-modified" if subject.form == "function" else "query-modified",
-            )
+            clue = "inputs-modified" if subject.form == "function" else ""
+            if subject.form == "module" and name == "query":
+                clue = "query-modified"
+            return Problem(f"{name} is changed in place", clue)
     return None
 
 
@@ -38,7 +38,7 @@ def not_contiguous(subject, sizes, seed):
     try:
         got = subject.call(inputs.map(lambda x: x.mT.contiguous().mT))
     except CandidateError as error:
-        refused = "view" in str(error) or "contiguous" in str(error)
+        refused = "view size is not compatible" in str(error)
         return Problem(str(error), clue="contiguous-only" if refused else "")
     detail = difference(got, want, subject.tol)
     return Problem(detail) if detail else None
@@ -47,18 +47,68 @@ def not_contiguous(subject, sizes, seed):
 @attends("The same input gives the same output, whatever was computed in between.")
 def deterministic(subject, sizes, seed):
     inputs, other = subject.draw(sizes, seed), subject.draw(sizes, seed + 1)
-    torch.manual_seed(seed)
-    first = subject.call(inputs)
-    again = subject.call(inputs)
-    subject.call(other)
-    third = subject.call(inputs)
+
+    def answers():
+        with seeded(seed):
+            first, again = subject.call(inputs), subject.call(inputs)
+            subject.call(other)
+            return first, again, subject.call(inputs)
+
+    first, again, third = answers()
     if same(first, again, subject.tol) and same(first, third, subject.tol):
         return None
-    torch.manual_seed(seed)
-    repeated = subject.call(inputs)
+    with seeded(seed):
+        repeated = subject.call(inputs)
     if same(repeated, first, subject.tol):
         return Problem("two equal calls differ, by random numbers")
+    if not (first.isfinite().all() and again.isfinite().all()):
+        return Problem("two equal calls differ, and the numbers are not finite")
     return Problem("two equal calls differ: something is kept between calls", clue="state-kept")
+
+
+@attends("One instance serves sequences of every length and batches of every size, in any order.")
+def calls_in_turn(subject, sizes, seed):
+    short = replace(sizes, B=1, L=min(sizes.L, 2), S=min(sizes.S, 3))
+    long = replace(sizes, L=sizes.L + 2, S=sizes.S + 2)
+    turns = [(short, "a short sequence"), (long, "a longer one")]
+    turns += [(replace(short, B=sizes.B + 1), "more sequences"), (short, "the short one again")]
+    kinds = [{}] if not subject.takes_causal else [{"is_causal": True}, {}]
+    if not all(_is_right(subject, subject.draw(sizes, seed), options) for options in kinds):
+        return None  # it is wrong or random from the start; other properties say so
+    told = ""
+    for each, words in turns:
+        told = f"{told}, then {words}" if told else f"called with {words}"
+        inputs = subject.draw(each, seed)
+        for options in kinds:
+            try:
+                alone = _alone(subject, inputs, options)
+            except CandidateError as error:
+                raise NotApplicable(f"alone with {words} {error}") from None
+            try:
+                detail = difference(subject.call(inputs, **options), alone, subject.tol)
+            except CandidateError as error:
+                detail = str(error)
+            if detail:
+                clue = "state-kept" if subject.form == "module" else ""
+                return Problem(f"{told}: {detail}", clue)
+    return None
+
+
+def _alone(subject, inputs: Inputs, options) -> torch.Tensor:
+    """Return what an instance gives that has not been called before.
+
+    A function has no other instance: it is compared with the right answer.
+    """
+    if subject.form == "function":
+        return subject.expected(inputs, **options)
+    return subject.fresh().call(inputs, **options)
+
+
+def _is_right(subject, inputs: Inputs, options) -> bool:
+    """Tell whether a call can be compared with another: the same each time, or plainly right."""
+    return same(
+        subject.fresh().call(inputs, **options), _alone(subject, inputs, options), subject.tol
+    )
 
 
 @attends("It leaves no trace: nothing printed, no seed set, no setting changed.", shrinks=False)
@@ -113,9 +163,16 @@ def lengths_refused(subject, sizes, seed):
         return None
     if same(got, subject.call(Inputs(query, key[..., :-1, :].contiguous(), shorter)), subject.tol):
         return Problem("the keys are cut to the length of the value without a word", kind="cut")
-    return Problem(
-        "a value that is shorter than the key is accepted without a word", clue="lengths-unchecked"
-    )
+    clue = "lengths-unchecked" if _value_matters(subject, sizes, seed) else ""
+    return Problem("a value that is shorter than the key is accepted without a word", clue)
+
+
+def _value_matters(subject, sizes, seed) -> bool:
+    """Tell whether the value is used at all, and chance is not."""
+    inputs, other = subject.draw(sizes, seed), subject.draw(sizes, seed + 1)
+    out, again = subject.call(inputs), subject.call(inputs)
+    changed = subject.call(inputs._replace(value=other.value))
+    return same(out, again, subject.tol) and not same(out, changed, subject.tol)
 
 
 @attends("A mask together with `is_causal` is refused.")
@@ -133,7 +190,11 @@ def mask_with_causal(subject, sizes, seed):
     except CandidateError:
         return None
     if same(got, subject.call(inputs, is_causal=True), subject.tol):
-        return Problem("the mask is dropped without a word", "causal-replaces-mask", "dropped")
+        plain = subject.call(inputs)
+        works = not same(subject.call(inputs, mask), plain, subject.tol)
+        works = works and not same(got, plain, subject.tol)
+        clue = "causal-replaces-mask" if works else ""
+        return Problem("the mask is dropped without a word", clue, "dropped")
     allowed = mask & causal_mask(L, S, device=subject.device)
     if same(got, subject.call(inputs, allowed), subject.tol):
         return Problem("both are applied without a word", kind="both")

@@ -6,7 +6,10 @@ import torch
 
 from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, difference, same
 from mha_tutor.contract.properties.influence import _needs_mask
+from mha_tutor.contract.watch import CandidateError
 from mha_tutor.masks import causal_mask, padding_mask
+
+GREAT = 16.0
 
 
 def lengths(subject, sizes) -> tuple[int, int]:
@@ -54,10 +57,11 @@ def polarity(subject, sizes, seed):
 def _reads_upside_down(subject, inputs, L: int, S: int) -> bool:
     """Judge from outside: hide one key, and see whether it alone is heard."""
     hidden = S - 1
-    mask = torch.ones(L, S, dtype=torch.bool, device=subject.device)
+    everything = torch.ones(L, S, dtype=torch.bool, device=subject.device)
+    mask = everything.clone()
     mask[:, hidden] = False
 
-    def reacts(j: int) -> bool:
+    def reacts(j: int, mask=mask) -> bool:
         def changed(x):
             x = x.clone()
             x[..., j, :] += 1.0
@@ -67,7 +71,10 @@ def _reads_upside_down(subject, inputs, L: int, S: int) -> bool:
         after = subject.call(inputs.keys_mapped(changed), mask)[..., rows, :]
         return not same(after, subject.call(inputs, mask)[..., rows, :], subject.tol)
 
-    return reacts(hidden) and not any(reacts(j) for j in range(S - 1))
+    others = range(S - 1)
+    if not reacts(hidden) or any(reacts(j) for j in others):
+        return False
+    return any(reacts(j, ~everything) for j in others)  # it does listen to the others, else
 
 
 @attends("Masked attention equals the loops: masks (L, S), by batch, and padding.")
@@ -83,12 +90,16 @@ def mask(subject, sizes, seed):
 def _masked_parity(subject, sizes, seed):
     inputs = subject.draw(sizes, seed)
     _, S = lengths(subject, sizes)
-    masks = {"an (L, S) mask": random_mask(subject, sizes, seed, 2)}
+    few = random_mask(subject, sizes, seed, 2)
+    masks = {"an (L, S) mask": few}
     if subject.mask_ndim > 2:
         masks["a (B, 1, L, S) mask"] = random_mask(subject, sizes, seed)
         if not subject.causal:
             real = [max(1, S - b) for b in range(sizes.B)]
             masks["a padding mask"] = padding_mask(real, S, device=subject.device)
+    if subject.form == "function":
+        turned = [random_mask(subject, sizes, seed + h) for h in range(sizes.H)]
+        masks["a (B, H, L, S) mask"] = torch.cat(turned, dim=1)
     for name, chosen in masks.items():
         want = subject.expected(inputs, chosen)
         if want is None:
@@ -96,7 +107,10 @@ def _masked_parity(subject, sizes, seed):
         detail = difference(subject.call(inputs, chosen), want, subject.tol)
         if detail:
             return Problem(f"with {name}: {detail}")
-    return None
+    great = inputs.map(lambda x: x * GREAT)  # a hidden key has a great score too
+    want = subject.expected(great, few)
+    detail = difference(subject.call(great, few), want, subject.tol * GREAT**2)
+    return Problem(f"with queries and keys {GREAT:g} times as long: {detail}") if detail else None
 
 
 @attends("A mask of floating-point numbers is added to the scores.")
@@ -110,7 +124,11 @@ def additive_mask(subject, sizes, seed):
     want = subject.expected(inputs, bias)
     if want is None:
         raise NotApplicable("its weights are not known")
-    detail = difference(subject.call(inputs, bias), want, subject.tol)
+    try:
+        got = subject.call(inputs, bias)
+    except CandidateError as error:
+        raise NotApplicable(f"it refuses such a mask: {error}") from None
+    detail = difference(got, want, subject.tol)
     return Problem(detail) if detail else None
 
 
@@ -148,7 +166,10 @@ def empty_row(subject, sizes, seed):
         if subject.call(inputs, mask).isnan().any() or out.isnan().any():
             out = out * float("nan")
     if out.isnan().any():
-        return Problem("it gives NaN", clue="empty-row-is-nan", kind="nan")
+        mask[row, 0] = True
+        filled = subject.call(inputs, mask)
+        clue = "empty-row-is-nan" if filled.isfinite().all() else ""
+        return Problem("it gives NaN", clue, kind="nan")
     want = subject.expected(inputs, mask)
     if want is None:
         raise NotApplicable("its weights are not known")

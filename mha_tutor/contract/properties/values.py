@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from mha_tutor.contract.mutants import find_mutant
 from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, difference, same
 from mha_tutor.contract.subjects import FunctionSubject, Inputs, first_tensor
 from mha_tutor.contract.watch import CandidateError
@@ -202,15 +203,38 @@ def rows_sum_to_1(subject, sizes, seed):
     return Problem(difference(got, want, subject.tol).replace("the right one", "the value"))
 
 
-@attends("Great scores do not overflow.")
+@attends("Great scores are neither cut off nor overflow: the softmax holds for every size.")
 def great_scores(subject, sizes, seed):
-    inputs = subject.draw(sizes, seed).map(lambda x: x * 100)
-    got = subject.call(inputs)
-    if not got.isfinite().all():
-        return Problem(
-            "with scores in the thousands the output is not finite", clue="softmax-overflows"
-        )
-    return None
+    inputs = subject.draw(sizes, seed)
+    for factor in (3.0, 8.0):  # the scores grow with its square
+        great = inputs.map(lambda x, factor=factor: x * factor)
+        want = subject.expected(great)
+        if want is None:
+            break
+        # Where the softmax is taken in float32 the rounding of a score grows with the score.
+        detail = difference(subject.call(great), want, subject.tol * factor**2)
+        if detail:
+            return Problem(f"with queries and keys {factor:g} times as long {detail}")
+    got = subject.call(inputs.map(lambda x: x * 100))
+    if got.isfinite().all():
+        return None
+    clue = "softmax-overflows" if _overflows_as_exponentials(subject, inputs) else ""
+    return Problem("with scores in the thousands the output is not finite", clue)
+
+
+def _overflows_as_exponentials(subject, inputs: Inputs) -> bool:
+    """Tell whether the numbers are lost just where exponentials are, and only there."""
+    suspect = subject.simulation((find_mutant("softmax-overflows").steps,))
+    if suspect is None:
+        return False
+    some = False  # whether there are inputs with which some numbers are lost, and some are not
+    for factor in (1, 10, 14, 20, 28, 40):
+        great = inputs.map(lambda x, factor=factor: x * factor)
+        lost = ~subject.call(great).isfinite()
+        if not torch.equal(lost, ~suspect.call(great).isfinite()):
+            return False
+        some = some or bool(lost.any() and not lost.all())
+    return some
 
 
 @attends("`scale=` replaces 1/√head_dim.", "function")

@@ -1,0 +1,172 @@
+"""Where the weights of an unknown layer may be: by names, by order, packed in some way."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from mha_tutor.contract.steps import Weights
+
+__all__ = ["Reading", "linear", "packed_rows", "readings"]
+
+QUERY_NAMES = [
+    "q_proj",
+    "query_proj",
+    "query",
+    "w_q",
+    "wq",
+    "q_linear",
+    "linear_q",
+    "to_q",
+    "w_query",
+    "queries",
+    "q",
+]
+OUT_NAMES = [
+    "out_proj",
+    "o_proj",
+    "output_proj",
+    "fc_out",
+    "w_o",
+    "wo",
+    "w_out",
+    "to_out",
+    "out_linear",
+    "linear_out",
+    "c_proj",
+    "proj",
+    "fc",
+    "out",
+    "output",
+    "dense",
+    "o",
+]
+PACKED_NAMES = ["in_proj", "qkv", "qkv_proj", "c_attn", "wqkv", "to_qkv", "query_key_value"]
+CUTS = {
+    "one after the other": lambda rows, heads: rows.unflatten(0, (3, -1)),
+    "side by side in each head": lambda rows, heads: (
+        rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(1, 2)
+    ),
+    "in turn, feature by feature": lambda rows, heads: rows.unflatten(0, (-1, 3)).transpose(0, 1),
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A guess where the four maps are.
+
+    Attributes:
+        words: for the report; empty for what the names say.
+        weights: module → `Weights`.
+        sure: whether to keep to it though nothing fits.
+        likely: whether to look for known bugs under it.
+    """
+
+    words: str
+    weights: Callable[[nn.Module], Weights]
+    sure: bool = False
+    likely: bool = False
+
+
+def readings(module: nn.Module, num_heads: int) -> list[Reading]:
+    """List where the weights may be, the most plausible first; empty if there is no idea."""
+    paths = _by_name(module)
+    out = next((paths[name] for name in OUT_NAMES if name in paths), None)
+    packed = next((paths[name] for name in PACKED_NAMES if name in paths), None)
+    if packed is not None:
+        return list(_packed(module, packed, out, num_heads))
+    found = []
+    for name in QUERY_NAMES:
+        trio = [name, _exchange(name, "key", "k"), _exchange(name, "value", "v")]
+        if all(part in paths for part in trio):
+            maps = [paths[part] for part in trio]
+            found.append(Reading("", _separate([*maps, out]), sure=True, likely=True))
+            if out is None:
+                found += _with_another_out(module, maps)
+            return found
+    return list(_in_order(module))
+
+
+def _packed(module, packed: str, out: str | None, num_heads: int) -> Iterator[Reading]:
+    rows = module.get_submodule(packed).weight.shape[0]
+    if rows % (3 * num_heads):
+        return
+    for order in itertools.permutations("qkv"):
+        for words, cut in CUTS.items():
+            first = order == ("q", "k", "v")
+            plain = first and not words.startswith(("side", "in turn"))
+
+            def weights(m, order=order, cut=cut) -> Weights:
+                weight, bias = linear(m.get_submodule(packed))
+                cuts = cut(weight, num_heads).unbind()
+                biases = (None,) * 3 if bias is None else cut(bias, num_heads).unbind()
+                maps = dict(zip(order, zip(cuts, biases, strict=True), strict=True))
+                last = None if out is None else linear(m.get_submodule(out))
+                return Weights(maps["q"], maps["k"], maps["v"], last)
+
+            said = f"In its packed map {', '.join(order)} lie {words}."
+            yield Reading("" if plain else said, weights, sure=plain, likely=first)
+
+
+def _with_another_out(module: nn.Module, maps: list[str]) -> Iterator[Reading]:
+    """Take a map that nothing else accounts for as the output projection."""
+    for path, part in module.named_modules():
+        if isinstance(part, nn.Linear) and path not in maps:
+            words = f"`{path}` is taken for the output projection."
+            yield Reading(words, _separate([*maps, path]), likely=True)
+
+
+def _in_order(module: nn.Module) -> Iterator[Reading]:
+    """Take three or four maps without telling names for q, k, v and out, in any order."""
+    paths = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
+    if len(paths) not in (3, 4):
+        return
+    listed = any(isinstance(part, nn.ModuleList) and len(part) > 2 for part in module.children())
+    for order in itertools.permutations(paths):
+        first = order == tuple(paths)
+        said = ", ".join(f"`{path}`" for path in order)
+        words = f"{said} are taken for query, key, value" + (" and output." * (len(paths) == 4))
+        four = [*order, None][:4]
+        yield Reading(words, _separate(four), sure=first and listed, likely=first)
+
+
+def _separate(paths: list[str | None]) -> Callable[[nn.Module], Weights]:
+    def weights(module: nn.Module) -> Weights:
+        return Weights(*(None if p is None else linear(module.get_submodule(p)) for p in paths))
+
+    return weights
+
+
+def _by_name(module: nn.Module) -> dict[str, str]:
+    """Map the name of each child, in small letters, to the path of its only linear map."""
+    found = {}
+    for name, child in module.named_children():
+        inside = [path for path, part in child.named_modules() if isinstance(part, nn.Linear)]
+        if len(inside) == 1:
+            found[name.lower()] = f"{name}.{inside[0]}".rstrip(".")
+    return found
+
+
+def _exchange(name: str, word: str, letter: str) -> str:
+    """Say the name of the query's map for the key or the value."""
+    plural = {"key": "keys", "value": "values"}[word]
+    if "queries" in name:
+        return name.replace("queries", plural)
+    if "query" in name:
+        return name.replace("query", word)
+    return letter.join(name.rsplit("q", 1))
+
+
+def linear(part: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias."""
+    return part.weight, part.bias
+
+
+def packed_rows(packed: tuple[Tensor, Tensor | None]) -> list[tuple[Tensor, Tensor | None]]:
+    """Cut q, k and v, one below the other, from the rows of a packed map."""
+    weight, bias = packed
+    biases = (None,) * 3 if bias is None else bias.chunk(3)
+    return list(zip(weight.chunk(3), biases, strict=True))
