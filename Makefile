@@ -101,7 +101,8 @@ bench: $(READY) ## measure the backends, then the layer against its parts; print
 	$(BIN)/python -m mha_tutor.benchmark layers
 
 mutants: $(READY) ## put the contract to the test in full; writes book/data/contract.json
-	$(BIN)/python -m mha_tutor.contract.trial book/data/contract.json --unseen tests/unseen_bugs.py
+	$(BIN)/python -m mha_tutor.contract.trial book/data/contract.json --jobs $(JOBS) \
+	  --unseen tests/unseen_bugs.py --unseen tests/unseen_bugs_two.py --unseen tests/unseen_bugs_three.py
 
 clean: ## remove what was built, .venv included
 	rm -rf $(VENV) _build

@@ -119,7 +119,7 @@ def gradients_switched_on(query, key, value, dropout_p=0.0, is_causal=False):
     return torch.einsum("...ls,...sd->...ld", F.dropout(weights, dropout_p), value)
 
 
-@bug("options-dropout-keeps-p", "function", options_attend)
+@bug("options-dropout-keeps-p", "function", options_attend, {"dropout-keeps-p"})
 def dropout_keeps_p(query, key, value, dropout_p=0.0, is_causal=False):
     """`dropout_p` is taken as the probability to keep a weight, not to drop it."""
     scores = torch.einsum("...ld,...sd->...ls", query, key) / math.sqrt(query.size(-1))

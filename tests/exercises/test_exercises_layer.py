@@ -543,7 +543,7 @@ class Plain:
     ("layer", "said"),
     [
         (Fixed, "holds for embed_dim=15 and 3 heads, but for 8 and 4"),
-        (FiniteFill, "zeros"),
+        (FiniteFill, "large negative number"),
         (TwoBugs, "properties fail; mha_tutor.check tells the rest"),
         (Shared, "Linear(D, D), shared by the heads"),
         (ReturnsPair, "tensor"),
