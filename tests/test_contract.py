@@ -5,6 +5,7 @@ This is a sample; `make mutants` computes the figures in full.
 
 import json
 import random
+import re
 import time
 from pathlib import Path
 
@@ -15,7 +16,17 @@ from torch import nn
 
 import mha_tutor
 from mha_tutor import check
-from mha_tutor.contract import FORMS, MUTANTS, Report, Verdict, combine, find_mutant, trial
+from mha_tutor.contract import (
+    FORMS,
+    MUTANTS,
+    Report,
+    Verdict,
+    adapters,
+    combine,
+    find_mutant,
+    readings,
+    trial,
+)
 from mha_tutor.contract.trial import (
     load_bugs,
     random_pairs,
@@ -214,6 +225,137 @@ def test_allow_makes_a_violation_a_convention():
     report = check(nan, allow=["empty_row"])
     assert [f.name for f in report.conventions] == ["empty row"]
     assert report, report
+
+
+# --- what is not known is told first -------------------------------------------------------------
+
+
+class OwnNames(nn.Module):
+    """Self-attention whose names, arguments and number of heads nobody can know."""
+
+    def __init__(self, scale=4**-0.5, extra=False, **maps):
+        super().__init__()
+        self.extra = nn.Linear(12, 12) if extra else nn.Identity()
+        self.ask, self.offer = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.tell, self.mixer = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.n_parts, self.scale = 3, scale
+
+    def forward(self, x, autoreg=False, pad=None, need_weights=False):
+        x = self.extra(x)
+        maps = (self.ask, self.offer, self.tell)
+        q, k, v = (mha_tutor.split_heads(linear(x), self.n_parts) for linear in maps)
+        return self.mixer(mha_tutor.merge_heads(sdpa(q, k, v, scale=self.scale)))
+
+
+def test_a_layer_judged_from_outside_does_not_look_like_a_pass():
+    report = check(OwnNames(scale=12**-0.5, extra=True))
+    holds = len(report.with_verdict(Verdict.HOLDS))
+    head = f"{holds} of {holds} properties that could be asked hold; {len(report.not_asked)} could"
+    assert head in report.headline
+    assert "its weights were not found, and its number of heads is not known" in report.headline
+    second = str(report).split("\n? ")[1]
+    for word in ("num_heads=…", "`Adapter`", "documentation of `check`"):
+        assert word in " ".join(second.split())
+    assert "`autoreg`, `pad`." in str(report)
+    assert "left at their defaults: `need_weights`" in str(report)
+    told = {f.name: f.verdict for f in report.findings}
+    assert told["parity"] == told["mask"] == told["causal"] == Verdict.NOT_ASKED
+    assert told["cross"] == told["mask with dropout"] == Verdict.NOT_APPLICABLE
+    assert "num_heads=" not in str(check(OwnNames(extra=True), num_heads=3))
+
+
+def test_strict_asks_for_parity():
+    hidden = OwnNames(extra=True)
+    assert check(hidden)
+    report = check(hidden, strict=True)
+    assert not report
+    assert "not compared with the formula" in report.reason
+    assert report.exit_status == 2
+    assert Report.from_json(report.to_json()) == report
+    assert check(OwnNames(), strict=True)
+    assert check(OwnNames(scale=1.0), strict=True).exit_status == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"num_heads": 3}])
+def test_a_number_of_heads_is_tried_and_verified(options):
+    report = check(OwnNames(), **options)
+    assert "parity" in [f.name for f in report.with_verdict(Verdict.HOLDS)], report
+    assert check(OwnNames(scale=12**-0.5), **options).names == ("scale-sqrt-embed-dim",)
+
+
+def test_all_known_names_are_documented():
+    words = set(re.findall(r"\w+", check.__doc__))
+    known = readings.QUERY_NAMES + readings.OUT_NAMES + readings.PACKED_NAMES
+    known = known + adapters.HEAD_NAMES + adapters.WIDTH_NAMES
+    for name in known + adapters.MASK_NAMES + adapters.CAUSAL_NAMES:
+        assert name in words, name
+
+
+class Bare(nn.Module):
+    """torch's names, or a matrix for each map, without modules."""
+
+    def __init__(self, packed=True, scale=4**-0.5):
+        super().__init__()
+        self.num_heads, self.scale, self.packed = 3, scale, packed
+        if packed:
+            self.in_proj_weight = nn.Parameter(torch.zeros(36, 12))
+            self.in_proj_bias = nn.Parameter(torch.zeros(36))
+            self.out_proj = nn.Linear(12, 12)
+        else:
+            self.W_q, self.W_k = (
+                nn.Parameter(torch.zeros(12, 12)),
+                nn.Parameter(torch.zeros(12, 12)),
+            )
+            self.W_v, self.W_o = (
+                nn.Parameter(torch.zeros(12, 12)),
+                nn.Parameter(torch.zeros(12, 12)),
+            )
+            self.b_q = nn.Parameter(torch.zeros(12))
+
+    def forward(self, x):
+        if self.packed:
+            maps = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        else:
+            maps = x @ self.W_q + self.b_q, x @ self.W_k, x @ self.W_v
+        q, k, v = (mha_tutor.split_heads(each, 3) for each in maps)
+        merged = mha_tutor.merge_heads(sdpa(q, k, v, scale=self.scale))
+        return self.out_proj(merged) if self.packed else merged @ self.W_o
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_parameters_without_a_module_are_recognized(packed):
+    report = check(Bare(packed))
+    assert "parity" in [f.name for f in report.with_verdict(Verdict.HOLDS)], report
+    assert check(Bare(packed, scale=1.0)).names == ("scale-none",)
+
+
+@pytest.mark.parametrize("name", ["Wqkv", "qkv_proj", "query_key_value", "to_qkv", "c_attn"])
+def test_a_packed_map_has_many_names(name):
+    layer = Packed(one_after_the_other)
+    layer.__class__ = type("Renamed", (Packed,), {"c_attn": property(lambda s: getattr(s, name))})
+    if name != "c_attn":
+        layer._modules[name] = layer._modules.pop("c_attn")
+    else:
+        layer.__class__ = Packed
+    report = check(layer, strict=True)
+    assert report, report
+
+
+def test_what_true_means_is_said_as_it_is_used():
+    def mirrored(mask):
+        return None if mask is None else ~mask
+
+    class Hides(Listed):
+        def forward(self, query, key, value, mask=None):
+            return super().forward(query, key, value, mirrored(mask))
+
+    report = check(Hides(), mask_true="hide", allow=["empty row"])
+    assert report, report
+    assert "True = may not attend" in str(report)
+    assert "True = may attend" not in str(report)
+    for candidate, form in ((Plain(), None), (clamped, None), (mha_tutor.causal_mask, "causal")):
+        report = check(candidate, form, mask_true="hide")
+        assert "mask_true='hide' has no effect" in " ".join(str(report).split())
 
 
 # --- what is wrong is caught, and named ----------------------------------------------------------

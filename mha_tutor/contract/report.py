@@ -21,6 +21,7 @@ class Verdict(StrEnum):
     VIOLATED = "violated"
     CONVENTION = "documented convention"
     NOT_APPLICABLE = "not applicable"
+    NOT_ASKED = "could not be asked"
 
 
 MARKS = {
@@ -28,6 +29,7 @@ MARKS = {
     Verdict.VIOLATED: "✗",
     Verdict.CONVENTION: "~",
     Verdict.NOT_APPLICABLE: "·",
+    Verdict.NOT_ASKED: "?",
 }
 
 
@@ -82,6 +84,7 @@ class Report:
         notes: how the candidate was called, where that is a choice.
         reason: why it could not be checked, or not to the end; empty if it was.
         seconds: how long it took.
+        missing: what could not be found out about the candidate, and how to say it.
     """
 
     candidate: str
@@ -91,6 +94,7 @@ class Report:
     notes: tuple[str, ...] = ()
     reason: str = ""
     seconds: float = 0.0
+    missing: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return not self.reason and not self.violated
@@ -110,6 +114,11 @@ class Report:
         return self.with_verdict(Verdict.CONVENTION)
 
     @property
+    def not_asked(self) -> tuple[Finding, ...]:
+        """The findings that say nothing, because too little is known of the candidate."""
+        return self.with_verdict(Verdict.NOT_ASKED)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of the bugs found."""
         return tuple(diagnosis.name for diagnosis in self.diagnoses)
@@ -127,11 +136,16 @@ class Report:
         if self.reason and not self.findings:
             return f"{self.candidate}: could not be checked"
         holds = len(self.with_verdict(Verdict.HOLDS))
-        parts = [f"{holds} of {holds + len(self.violated)} properties hold"]
+        asked = " that could be asked" if self.not_asked else ""
+        parts = [f"{holds} of {holds + len(self.violated)} properties{asked} hold"]
         if self.conventions:
             number = len(self.conventions)
             parts.append(f"{number} documented convention{'s' * (number > 1)}")
-        return f"{self.candidate}: " + ", ".join(parts)
+        said = f"{self.candidate}: " + ", ".join(parts)
+        if self.not_asked:
+            reasons = "; ".join(dict.fromkeys(finding.detail for finding in self.not_asked))
+            said += f"; {len(self.not_asked)} could not ({reasons})"
+        return said
 
     def __repr__(self) -> str:
         return "\n".join(_text(self))
@@ -153,6 +167,7 @@ class Report:
         content["findings"] = tuple(Finding(**item) for item in findings)
         content["diagnoses"] = tuple(Diagnosis(**item) for item in content["diagnoses"])
         content["notes"] = tuple(content["notes"])
+        content["missing"] = tuple(content.get("missing", ()))
         return cls(**content)
 
 
@@ -161,6 +176,7 @@ def _shown(report: Report) -> Iterator[Finding]:
     for verdict in (
         Verdict.VIOLATED,
         Verdict.CONVENTION,
+        Verdict.NOT_ASKED,
         Verdict.HOLDS,
         Verdict.NOT_APPLICABLE,
     ):
@@ -168,7 +184,9 @@ def _shown(report: Report) -> Iterator[Finding]:
 
 
 def _text(report: Report) -> Iterator[str]:
-    yield report.headline
+    yield from _wrapped("", report.headline)
+    for missing in report.missing:
+        yield from _wrapped("? ", missing)
     if report.reason:
         yield from _wrapped("! ", report.reason)
     for diagnosis in report.diagnoses:
@@ -176,7 +194,7 @@ def _text(report: Report) -> Iterator[str]:
     if report.findings:
         yield ""
     width = max((len(finding.name) for finding in report.findings), default=0) + 1
-    width = max(width, len(Verdict.NOT_APPLICABLE) + 1)
+    width = max(width, len(Verdict.NOT_ASKED) + 1)
     for finding in (*report.violated, *report.conventions):
         head = f"{MARKS[finding.verdict]} {finding.name:<{width}}"
         yield from _wrapped(head, finding.promise)
@@ -185,7 +203,7 @@ def _text(report: Report) -> Iterator[str]:
             yield from _wrapped(indent, finding.detail)
         if finding.example:
             yield from _wrapped(indent, f"smallest case found: {finding.example}")
-    for verdict in (Verdict.HOLDS, Verdict.NOT_APPLICABLE):
+    for verdict in (Verdict.HOLDS, Verdict.NOT_ASKED, Verdict.NOT_APPLICABLE):
         names = ", ".join(finding.name for finding in report.with_verdict(verdict))
         if names:
             yield from _wrapped(f"{MARKS[verdict]} {verdict:<{width}}", names)
@@ -208,6 +226,7 @@ def _wrapped(head: str, text: str) -> Iterable[str]:
 
 def _html(report: Report) -> Iterator[str]:
     yield f"<p><strong>{html.escape(report.headline)}</strong></p>"
+    yield from (f"<p>{html.escape(missing)}</p>" for missing in report.missing)
     if report.reason:
         yield f"<p>{html.escape(report.reason)}</p>"
     if report.diagnoses:

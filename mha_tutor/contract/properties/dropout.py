@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, same
+from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, needs_mask, same
 from mha_tutor.contract.sizes import Sizes
 from mha_tutor.contract.subjects import Inputs
 from mha_tutor.contract.watch import CandidateError
@@ -276,11 +276,10 @@ def _many(inputs: Inputs, times: int) -> Inputs:
 
 @attends("With dropout the mask still holds.", shrinks=False)
 def mask_with_dropout(subject, sizes, seed):
-    if not subject.takes_mask:
-        raise NotApplicable("it takes no mask")
     dropping = subject.with_dropout(0.3)
     if dropping is None:
         raise NotApplicable("it has no dropout")
+    needs_mask(subject)
     L, S = sizes.L, sizes.L if subject.self_attention else sizes.S
     hidden = 0 if subject.causal else S - 1
     mask = torch.ones(L, S, dtype=torch.bool, device=subject.device)

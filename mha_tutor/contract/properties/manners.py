@@ -8,7 +8,15 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, difference, same
+from mha_tutor.contract.properties.base import (
+    NotApplicable,
+    Problem,
+    attends,
+    difference,
+    needs_causal,
+    needs_mask,
+    same,
+)
 from mha_tutor.contract.subjects import Inputs, first_tensor
 from mha_tutor.contract.watch import CandidateError, seeded, what_changed
 from mha_tutor.masks import causal_mask
@@ -177,8 +185,8 @@ def _value_matters(subject, sizes, seed) -> bool:
 
 @attends("A mask together with `is_causal` is refused.")
 def mask_with_causal(subject, sizes, seed):
-    if not (subject.takes_mask and subject.takes_causal):
-        raise NotApplicable("it does not take both")
+    needs_mask(subject)
+    needs_causal(subject)
     L, S = sizes.L, sizes.L if subject.self_attention else sizes.S
     if S < 2:
         return None
@@ -203,8 +211,7 @@ def mask_with_causal(subject, sizes, seed):
 
 @attends("A mask of the wrong shape is refused.")
 def mask_shape_refused(subject, sizes, seed):
-    if not subject.takes_mask:
-        raise NotApplicable("it takes no mask")
+    needs_mask(subject)
     L, S = sizes.L, sizes.L if subject.self_attention else sizes.S
     inputs = subject.draw(sizes, seed)
     mask = torch.ones(L + 1, S + 2, dtype=torch.bool, device=subject.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, same
+from mha_tutor.contract.properties.base import NotAsked, Problem, attends, needs_mask, same
 from mha_tutor.contract.sizes import Sizes
 from mha_tutor.contract.watch import CandidateError
 
@@ -40,7 +40,7 @@ def low_precision(subject, sizes, seed):
         inputs = cast.draw(big, seed)
         want = cast.expected(inputs)
         if want is None:
-            raise NotApplicable("its weights are not known")
+            raise NotAsked(subject.unknown)
         got = cast.call(inputs)
         error = _rms(got - want)
         theirs = _rms(cast.torch_answer(inputs) - want)
@@ -53,8 +53,7 @@ def low_precision(subject, sizes, seed):
 
 @attends("A mask works in half precision too.", shrinks=False)
 def mask_in_half_precision(subject, sizes, seed):
-    if not subject.takes_mask:
-        raise NotApplicable("it takes no mask")
+    needs_mask(subject)
     L, S = sizes.L, sizes.L if subject.self_attention else sizes.S
     mask = torch.ones(L, S, dtype=torch.bool, device=subject.device).tril()
     for dtype, name in HALVES.items():

@@ -7,11 +7,17 @@ import math
 import torch
 
 from mha_tutor.contract.mutants import find_mutant
-from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, difference, same
+from mha_tutor.contract.properties.base import (
+    NotApplicable,
+    NotAsked,
+    Problem,
+    attends,
+    difference,
+    same,
+)
 from mha_tutor.contract.subjects import FunctionSubject, Inputs, first_tensor
 from mha_tutor.contract.watch import CandidateError
 
-UNKNOWN_WEIGHTS = "its weights are not known"
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -42,7 +48,7 @@ def parity(subject, sizes, seed):
         inputs = subject.draw(each, seed)
         want = subject.expected(inputs)
         if want is None:
-            raise NotApplicable(UNKNOWN_WEIGHTS)
+            raise NotAsked(subject.unknown)
         detail = difference(subject.call(inputs), want, subject.tol)
         if detail:
             return Problem(detail)
@@ -86,7 +92,7 @@ def heads_alone(subject, sizes, seed):
 def sum_over_heads(subject, sizes, seed):
     weights = subject.weights()
     if weights is None:
-        raise NotApplicable(UNKNOWN_WEIGHTS)
+        raise NotAsked(subject.unknown)
     inputs = subject.draw(sizes, seed)
     got = subject.call(inputs)
     want = _sum_of_heads(subject, weights, inputs)
@@ -131,7 +137,7 @@ def scale(subject, sizes, seed):
     inputs = subject.draw(sizes, seed)
     want = subject.expected(inputs)
     if want is None:
-        raise NotApplicable(UNKNOWN_WEIGHTS)
+        raise NotAsked(subject.unknown)
     got = subject.call(inputs)
     if same(got, want, subject.tol):
         return None

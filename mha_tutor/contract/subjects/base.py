@@ -56,6 +56,9 @@ class Subject:
         causal: whether the candidate is causal by itself.
         conventions: property → what the candidate's documentation says where it differs.
         notes: how it was understood.
+        missing: what could not be found out, and how to say it.
+        unknown: why its weights are not known.
+        puzzling: arguments that it takes and nobody understands; a mask may be one of them.
     """
 
     form: str
@@ -70,12 +73,15 @@ class Subject:
     positions = False
     trainable = False
     mask_ndim = 4
+    unknown = "its weights are not known"
 
     def __init__(self, device: torch.device, clock: Clock) -> None:
         self.device = device
         self.clock = clock
         self.conventions: dict[str, str] = {}
         self.notes: list[str] = []
+        self.missing: list[str] = []
+        self.puzzling: tuple[str, ...] = ()
 
     # --- inputs ---------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mha_tutor.attention import scaled_dot_product_attention
-from mha_tutor.contract.adapters import Adapter
+from mha_tutor.contract.adapters import Adapter, said_of_unused, sorted_out
 from mha_tutor.contract.readings import Reading
 from mha_tutor.contract.sizes import Sizes, primes_without
 from mha_tutor.contract.steps import Layer, Weights
@@ -65,11 +65,12 @@ class ModuleSubject(Subject):
         set_dropout(self.module, 0.0)
         self.module.eval()
         self.pristine = copy.deepcopy(self.module)  # never called
-        taken = (adapter.embed_dim, adapter.num_heads or 0)
-        taken += (adapter.embed_dim // (adapter.num_heads or 1),)
-        B, L, S, *_ = primes_without(*taken)
-        self.main = Sizes(B=B, L=L, S=L if self.self_attention else S)
+        self._choose_sizes()
         self.notes = list(adapter.notes)
+        self.puzzling, others = sorted_out(adapter.unused)
+        said, more = said_of_unused("forward", self.puzzling, others)
+        self.notes += more
+        self.missing = [*self._said_of_weights(), *said]
 
     def read_as(self, reading: Reading | None) -> ModuleSubject:
         """Return the same with its weights in another place, or judged from outside."""
@@ -77,7 +78,33 @@ class ModuleSubject(Subject):
         other.adapter = self.adapter.read_as(reading, self.module)
         other.notes = [n for n in self.notes if n not in self.adapter.notes]
         other.notes = [*other.adapter.notes, *other.notes]
+        said = self._said_of_weights()
+        other.missing = [*other._said_of_weights(), *(x for x in self.missing if x not in said)]
+        other._choose_sizes()
         return other
+
+    @property
+    def unknown(self) -> str:
+        """Why its weights are not known."""
+        return self.adapter.unknown
+
+    def _said_of_weights(self) -> list[str]:
+        if self.adapter.weights is not None:
+            return []
+        known = self.adapter.num_heads is not None
+        first = self.unknown[0].upper() + self.unknown[1:]
+        heads = "" if known else "num_heads=…, "
+        return [
+            f"{first}: it is judged from outside, where a wrong scale, say, cannot be seen. To be "
+            f"compared with the formula it needs {heads}usual names for its parameters "
+            "(the documentation of `check` lists them), or an `Adapter`."
+        ]
+
+    def _choose_sizes(self) -> None:
+        """Take primes, and none that is a size of the layer."""
+        E, H = self.adapter.embed_dim, self.adapter.num_heads
+        B, L, S, *_ = primes_without(E, H or 0, E // (H or 1))
+        self.main = Sizes(B=B, L=L, S=L if self.self_attention else S)
 
     def weights(self) -> Weights | None:
         """Return the four maps of the working copy, where they are known."""
