@@ -443,6 +443,63 @@ def test_a_bug_that_is_in_no_catalog_is_unknown():
     assert check(odd).names == ("unknown",)
 
 
+class Several(nn.Module):
+    """A layer with the textbook's mask, which refuses floating-point masks, and other bugs."""
+
+    def __init__(self, scale=4**-0.5, values=False, merge=False, zeros=False):
+        super().__init__()
+        self.num_heads, self.scale, self.zeros = 3, scale, zeros
+        self.q_proj, self.k_proj = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.v_proj, self.out_proj = nn.Linear(12, 12), nn.Linear(12, 12)
+        split, wrong = mha_tutor.split_heads, find_mutant("split-without-transpose").split
+        self.split_values = wrong if values else split
+        wrong = find_mutant("merge-without-transpose").merge
+        self.merge = wrong if merge else mha_tutor.merge_heads
+
+    def forward(self, query, key, value, attn_mask=None):
+        q = mha_tutor.split_heads(self.q_proj(query), 3)
+        k = mha_tutor.split_heads(self.k_proj(key), 3)
+        v = self.split_values(self.v_proj(value), 3)
+        scores = q @ k.mT * self.scale
+        if attn_mask is not None:
+            hidden = attn_mask == 0 if self.zeros else ~attn_mask
+            scores = scores.masked_fill(hidden, float("-inf"))
+        return self.out_proj(self.merge(torch.softmax(scores, -1) @ v))
+
+
+def test_what_the_named_bugs_do_not_explain_is_told():
+    report = check(Several(values=True))
+    assert report.names == ("empty-row-is-nan", "unknown")
+    said = report.diagnoses[-1].sentence
+    assert said.startswith("There is more: parity, ")
+    assert "sum over heads" in said
+    assert "empty row" not in said
+    report = check(Several(values=True), black_box=True)
+    assert report.names == ("empty-row-is-nan", "unknown")
+    assert "masked key" in report.diagnoses[-1].sentence
+    assert check(Several()).names == ("empty-row-is-nan",)
+    assert check(Several(), black_box=True).names == ("empty-row-is-nan",)
+
+
+def test_parts_tell_what_is_not_explained():
+    def shouting(x):
+        print("merge")
+        return find_mutant("merge-without-transpose").merge(x)
+
+    report = check(shouting, "merge")
+    assert report.names == ("merge-without-transpose", "unknown")
+    assert report.diagnoses[-1].sentence == "There is more: no trace is not explained by this."
+
+
+def test_bugs_are_named_next_to_one_that_is_proved():
+    report = check(Several(scale=12**-0.5, merge=True))
+    wanted = {"scale-sqrt-embed-dim", "merge-without-transpose", "empty-row-is-nan"}
+    assert set(report.names) == wanted
+    more = check(Several(scale=12**-0.5, merge=True, zeros=True))
+    assert more.names[-1] == "unknown"
+    assert "some numbers are not explained" in str(more)
+
+
 def test_the_smallest_failing_case_is_small():
     finding = next(f for f in check(find_mutant("scale-none").function()).violated)
     assert finding.name == "parity"

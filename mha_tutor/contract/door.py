@@ -15,8 +15,8 @@ from mha_tutor.contract.properties import (
     PROPERTIES,
     NotApplicable,
     NotAsked,
-    Problem,
     Property,
+    asked,
 )
 from mha_tutor.contract.report import Finding, Report, Verdict
 from mha_tutor.contract.settling import settled
@@ -185,7 +185,7 @@ def _check_subject(subject: Subject, seed: int, strict: bool) -> Report:
     except OutOfTime as error:
         reason = str(error)
     violated = [f for f in findings if f.verdict == Verdict.VIOLATED]
-    diagnoses = () if reason else diagnose(subject, violated)
+    diagnoses = () if reason else diagnose(subject, violated, seed)
     if strict and not reason:
         reason = _not_compared(findings)
     return Report(
@@ -216,7 +216,7 @@ def _judge(prop: Property, subject: Subject, seed: int) -> Finding:
         return Finding(prop.name, prop.promise, verdict, detail, example, clue)
 
     try:
-        problem = _ask(prop, subject.fresh(), subject.main, seed)
+        problem = asked(prop, subject.fresh(), subject.main, seed)
     except NotAsked as reason:
         return finding(Verdict.NOT_ASKED, str(reason))
     except NotApplicable as reason:
@@ -241,23 +241,12 @@ def _judge(prop: Property, subject: Subject, seed: int) -> Finding:
 TRANSLATED = ("polarity",)
 
 
-def _ask(prop: Property, subject: Subject, sizes, seed: int) -> Problem | None:
-    try:
-        return prop.test(subject, sizes, seed)
-    except CandidateError as error:
-        return Problem(str(error))
-    except (NotApplicable, OutOfTime):
-        raise
-    except Exception as error:  # a candidate can return things that break any test
-        return Problem(f"its answer cannot be judged: {type(error).__name__}: {error}")
-
-
 def _smallest(prop: Property, subject: Subject, seed: int):
     """Find the smallest sizes on which it fails too."""
     subject = subject.fresh()
     for sizes in subject.ladder():
         try:
-            problem = _ask(prop, subject, sizes, seed)
+            problem = asked(prop, subject, sizes, seed)
         except (NotApplicable, OutOfTime):
             continue
         if problem is not None:

@@ -205,7 +205,8 @@ class _:
 @mutant(
     "fill-finite",
     "Masked scores are filled with a large negative number instead of -inf: it may not fit half "
-    "precision, and a row with nothing left yields a mean of what was masked.",
+    "precision, and a row with nothing left yields a mean of what was masked, not "
+    "zeros.",
     5, FUNCTION, MODULE, BLACK_BOX,
 )  # fmt: skip
 class _:

@@ -15,6 +15,7 @@ from mha_tutor.contract.properties.base import (
     NotAsked,
     Problem,
     Property,
+    asked,
 )
 
-__all__ = ["PROPERTIES", "NotApplicable", "NotAsked", "Problem", "Property"]
+__all__ = ["PROPERTIES", "NotApplicable", "NotAsked", "Problem", "Property", "asked"]

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mha_tutor.contract.watch import CandidateError, OutOfTime
+
 __all__ = [
     "PROPERTIES",
     "NotApplicable",
     "NotAsked",
     "Problem",
     "Property",
+    "asked",
     "difference",
     "needs_causal",
     "needs_mask",
@@ -83,6 +86,23 @@ class Property:
 
 
 PROPERTIES: list[Property] = []
+
+
+def asked(prop: Property, subject, sizes, seed: int) -> Problem | None:
+    """Test a property; whatever the candidate does is a problem at most.
+
+    Raises:
+        NotApplicable: the property cannot be asked.
+        OutOfTime: there is no time left.
+    """
+    try:
+        return prop.test(subject, sizes, seed)
+    except CandidateError as error:
+        return Problem(str(error))
+    except (NotApplicable, OutOfTime):
+        raise
+    except Exception as error:  # a candidate can return things that break any test
+        return Problem(f"its answer cannot be judged: {type(error).__name__}: {error}")
 
 
 def attends(promise: str, *forms: str, shrinks: bool = True):

@@ -134,6 +134,10 @@ class Subject:
         """Return a subject that computes what these steps of a mutant would; None if unknown."""
         raise NotImplementedError
 
+    def stand_in(self, steps: tuple[type, ...]):
+        """Return a subject with these steps and weights like the candidate's, drawn if need be."""
+        return self.simulation(steps)
+
     # --- variants -------------------------------------------------------------------------
 
     def fresh(self) -> Subject:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mha_tutor.attention import scaled_dot_product_attention
 from mha_tutor.contract.adapters import Adapter, said_of_unused, sorted_out
-from mha_tutor.contract.readings import Reading
+from mha_tutor.contract.readings import Reading, linear
 from mha_tutor.contract.sizes import Sizes, primes_without
 from mha_tutor.contract.steps import Layer, Weights
 from mha_tutor.contract.subjects.base import (
@@ -177,8 +177,30 @@ class ModuleSubject(Subject):
 
     def simulation(self, steps: tuple[type, ...], *, training: bool = False):
         weights = self.weights()
-        if weights is None:
-            return None
+        return None if weights is None else self._with_steps(steps, weights, training)
+
+    def stand_in(self, steps: tuple[type, ...]):
+        weights, a = self.weights(), self.adapter
+        if weights is not None:
+            return self._with_steps(steps, weights)
+        heads = [a.num_heads or 0, 3, 2, 1]
+        a = replace(a, num_heads=next(h for h in heads if h and a.embed_dim % h == 0))
+        other = copy.copy(self)
+        other.adapter = replace(a, num_kv_heads=a.num_heads)
+        generator = torch.Generator().manual_seed(0)
+
+        def drawn(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+            noise = torch.randn(rows, columns + 1, generator=generator, dtype=torch.float64)
+            noise = noise.to(self.device, self.dtype) * columns**-0.5
+            return noise[:, 1:].contiguous(), noise[:, 0].contiguous()
+
+        E = a.embed_dim
+        maps = (drawn(E, E), drawn(E, a.kdim), drawn(E, a.vdim), drawn(a.out_dim, E))
+        simulated = other._with_steps(steps, Weights(*maps))
+        simulated.adapter = replace(simulated.adapter, weights=None)  # judged from outside too
+        return simulated
+
+    def _with_steps(self, steps: tuple[type, ...], weights: Weights, training: bool = False):
         a = self.adapter
         layer = type("Simulated", (*steps, Layer), {}).from_weights(
             weights, a.num_heads, a.num_kv_heads
@@ -196,7 +218,15 @@ class ModuleSubject(Subject):
                 return module(query, key, value, mask)
             return module(query, key, value, mask, is_causal or always)
 
-        other.adapter = a.with_call(call)
+        names = ("q_proj", "k_proj", "v_proj", "out_proj")
+        maps = names if weights.out is not None else names[:3]
+
+        def found(module):
+            return Weights(
+                *[linear(getattr(module, name)) for name in maps], *[None] * (4 - len(maps))
+            )
+
+        other.adapter = replace(a, call=call, weights=found)
         return other
 
     def fresh(self) -> ModuleSubject:
@@ -235,9 +265,9 @@ class ModuleSubject(Subject):
             maps.v[0].copy_(shown.flatten(0, 1))
             if maps.out is not None:
                 maps.out[0].copy_(torch.eye(*maps.out[0].shape))
-            for linear in (maps.v, maps.out):
-                if linear is not None and linear[1] is not None:
-                    linear[1].zero_()
+            for each in (maps.v, maps.out):
+                if each is not None and each[1] is not None:
+                    each[1].zero_()
 
         def read(out: Tensor) -> Tensor:
             heads = out[..., : a.num_heads * width].unflatten(-1, (a.num_heads, width))
