@@ -431,7 +431,7 @@ def lost_when_long(query, key, value):
 @pytest.mark.parametrize("candidate", [clamped, lost_when_long], ids=lambda f: f.__name__)
 def test_great_scores_go_wrong_in_many_ways(candidate):
     report = check(candidate)
-    assert "great scores" in [f.name for f in report.violated]
+    assert "large scores" in [f.name for f in report.violated]
     assert "unknown" in report.names
     assert "softmax-overflows" not in report.names
 
@@ -498,6 +498,109 @@ def test_bugs_are_named_next_to_one_that_is_proved():
     more = check(Several(scale=12**-0.5, merge=True, zeros=True))
     assert more.names[-1] == "unknown"
     assert "some numbers are not explained" in str(more)
+
+
+def test_fixed_sizes_are_said():
+    report = check(find_mutant("scale-none").function())
+    told = next(f for f in report.violated if f.name == "low precision")
+    assert told.example == ""
+    assert told.detail.startswith("with B=1 H=3 L=11 S=13 D=16 the error in")
+
+
+def into_the_mask(query, key, value, attn_mask=None):
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    if attn_mask is None or attn_mask.dtype == torch.bool or attn_mask.shape != scores.shape:
+        return sdpa(query, key, value, attn_mask)
+    return torch.softmax(attn_mask.add_(scores), -1) @ value
+
+
+def scaling_the_mask(query, key, value, attn_mask=None):
+    if attn_mask is not None and attn_mask.dtype != torch.bool and attn_mask.ndim == 2:
+        attn_mask.mul_(1.5).div_(1.5).add_(1.0)
+    return sdpa(query, key, value, attn_mask)
+
+
+class FillingTheMask(Listed):
+    def forward(self, query, key, value, mask=None):
+        out = super().forward(query, key, value, mask)
+        return out if mask is None else out + 0 * mask.fill_(True).sum()
+
+
+@pytest.mark.parametrize("candidate", [into_the_mask, scaling_the_mask, FillingTheMask()])
+def test_a_mask_that_is_changed_is_noticed(candidate):
+    report = check(candidate, allow=["empty row"])
+    told = {f.name: f.detail for f in report.violated}
+    assert "mask" in told["inputs kept"], report
+    assert "written to" in told["inputs kept"] or "in place" in told["inputs kept"]
+
+
+def test_a_single_query_is_asked_for_causal_attention():
+    def careless(query, key, value, attn_mask=None, is_causal=False):
+        is_causal = is_causal and query.shape[-2] > 1
+        return sdpa(query, key, value, attn_mask, is_causal=is_causal)
+
+    report = check(careless)
+    assert "causal" in [f.name for f in report.violated]
+    assert "for L=1, S=2" in str(report)
+
+
+class DropsFeatures(Packed):
+    """Dropout of features: of what is mixed, of the values, or of the output."""
+
+    def __init__(self, where):
+        super().__init__(one_after_the_other)
+        self.where, self.drop = where, nn.Dropout(0.1)
+        self.c_proj, self.attn_dropout = nn.Linear(12, 12), nn.Identity()
+
+    def forward(self, x):
+        L = x.shape[1]
+        drop = {self.where: self.drop}.get
+        q, k, v = self.cut(self.c_attn(x))
+        mixed = sdpa(q, k, drop("values", nn.Identity())(v), self.mask[:L, :L])
+        merged = drop("mixed", nn.Identity())(mha_tutor.merge_heads(mixed))
+        return drop("output", nn.Identity())(self.c_proj(merged))
+
+
+@pytest.mark.parametrize("where", ["mixed", "values", "output"])
+def test_dropout_of_features_is_no_dropout_of_weights(where):
+    told = {f.name: f.detail for f in check(DropsFeatures(where)).violated}
+    if where == "output":
+        assert told == {}
+    else:
+        assert "drops features of the values" in told["dropout"]
+
+
+def test_dropout_of_features_is_seen_in_functions():
+    def wrong(query, key, value, dropout_p=0.0):
+        return nn.functional.dropout(sdpa(query, key, value), dropout_p)
+
+    told = {f.name: f.detail for f in check(wrong).violated}
+    assert "drops features of the values" in told["dropout"]
+
+
+def test_a_mask_of_numbers_is_no_fill_that_is_too_small():
+    class Adds(Listed):
+        def forward(self, query, key, value, mask=None):
+            if mask is not None:
+                q, k, v = (
+                    mha_tutor.split_heads(f(x), 3)
+                    for f, x in zip(self.linears, (query, key, value), strict=False)
+                )
+                weights = torch.softmax(q @ k.mT / 2 + mask, -1)
+                return self.linears[3](mha_tutor.merge_heads(weights @ v))
+            return super().forward(query, key, value)
+
+    assert check(Adds()).names == ("mask-added-as-numbers",)
+
+
+def test_always_causal_in_training_only_is_told_from_an_option():
+    class Forgetful(Packed):
+        def forward(self, x):
+            q, k, v = self.cut(self.c_attn(x))
+            heads = sdpa(q, k, v, is_causal=self.training)
+            return self.c_proj(mha_tutor.merge_heads(heads))
+
+    assert check(Forgetful(one_after_the_other), causal=True).names[0] == "mask-ignored-in-eval"
 
 
 def test_the_smallest_failing_case_is_small():
@@ -699,10 +802,14 @@ def test_the_report_reads_well():
     report = check(find_mutant("scale-sqrt-embed-dim").function())
     text = str(report)
     assert "divided by √embed_dim instead of √head_dim. (chapter 4)" in text
-    assert max(map(len, text.splitlines())) <= 88
+    assert max(map(len, text.splitlines())) <= 78
     page = report._repr_html_()
     assert page.count("<tr>") == len(report.findings) + 1
     assert "√embed_dim" in page
+    assert page.count("<th>") == 2
+    assert "`" not in page
+    assert "<code>is_causal</code>" in page
+    assert "overflow-x: auto" in page
 
 
 def test_the_report_survives_json():

@@ -97,13 +97,17 @@ def guessed_heads(module: nn.Module) -> Iterator[tuple[int, str]]:
     told = {n: v for n, v in vars(module).items() if type(v) is int and not n.startswith("_")}
     found = {}
     for name, number in told.items():
-        if 1 <= number <= width and width % number == 0:
+        if 1 <= number <= width and width % number == 0 and not _is_width(name):
             found.setdefault(number, f"`{name}` = {number} is taken for the number of heads.")
     for name, number in told.items():
         if 1 <= number <= width and width % number == 0:
             said = f"`{name}` = {number} is taken for head_dim."
             found.setdefault(width // number, said)
     yield from found.items()
+
+
+def _is_width(name: str) -> bool:
+    return any(part in name.lower() for part in ("dim", "width", "size", "d_"))
 
 
 def _named(module: nn.Module, paths: dict[str, str], num_heads: int) -> list[Reading]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from enum import StrEnum
 
 __all__ = ["Diagnosis", "Finding", "Report", "Verdict"]
 
-WIDTH = 88
+WIDTH = 78
 
 
 class Verdict(StrEnum):
@@ -225,25 +226,35 @@ def _wrapped(head: str, text: str) -> Iterable[str]:
 
 
 def _html(report: Report) -> Iterator[str]:
-    yield f"<p><strong>{html.escape(report.headline)}</strong></p>"
-    yield from (f"<p>{html.escape(missing)}</p>" for missing in report.missing)
+    yield f"<p><strong>{_marked_up(report.headline)}</strong></p>"
+    yield from (f"<p>{_marked_up(missing)}</p>" for missing in report.missing)
     if report.reason:
-        yield f"<p>{html.escape(report.reason)}</p>"
+        yield f"<p>{_marked_up(report.reason)}</p>"
     if report.diagnoses:
-        items = "".join(f"<li>{html.escape(str(item))}</li>" for item in report.diagnoses)
+        items = "".join(f"<li>{_marked_up(str(item))}</li>" for item in report.diagnoses)
         yield f"<ul>{items}</ul>"
     rows = []
     for finding in _shown(report):
         said = [finding.promise, finding.detail]
         if finding.example:
             said.append(f"smallest case found: {finding.example}")
-        words = "<br>".join(html.escape(text).replace("\n", "<br>") for text in said if text)
+        words = "<br>".join(_marked_up(text) for text in said if text)
         rows.append(
-            f"<tr><td>{MARKS[finding.verdict]} {finding.verdict}</td>"
-            f'<td style="text-align: left">{html.escape(finding.name)}</td>'
-            f'<td style="text-align: left">{words}</td></tr>'
+            f'<tr><td style="{CELL}">{MARKS[finding.verdict]} {finding.verdict}<br>'
+            f"<strong>{_marked_up(finding.name)}</strong></td>"
+            f'<td style="{CELL}">{words}</td></tr>'
         )
     if rows:
-        head = "<tr><th>verdict</th><th>property</th><th>what it says</th></tr>"
-        yield f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
-    yield from (f"<p>{html.escape(note)}</p>" for note in report.notes)
+        head = "<tr><th>verdict</th><th>what it says</th></tr>"
+        table = f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+        yield f'<div style="overflow-x: auto; max-width: 100%">{table}</div>'
+    yield from (f"<p>{_marked_up(note)}</p>" for note in report.notes)
+
+
+CELL = "text-align: left; vertical-align: top; white-space: normal; overflow-wrap: break-word"
+
+
+def _marked_up(text: str) -> str:
+    """Escape a text for HTML; what stands in backticks is code."""
+    text = html.escape(text).replace("\n", "<br>")
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)

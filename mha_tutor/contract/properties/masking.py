@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from mha_tutor.contract.properties.base import (
@@ -14,6 +16,7 @@ from mha_tutor.contract.properties.base import (
     needs_mask,
     same,
 )
+from mha_tutor.contract.properties.values import equal_values, what_one_gives
 from mha_tutor.contract.watch import CandidateError
 from mha_tutor.masks import causal_mask, padding_mask
 
@@ -143,7 +146,8 @@ def additive_mask(subject, sizes, seed):
 @attends("`is_causal` lets query i see the keys j ≤ i, also where L ≠ S.")
 def causal(subject, sizes, seed):
     needs_causal(subject)
-    for each in dict.fromkeys([sizes.square, sizes]):
+    one = [] if subject.self_attention else [replace(sizes, L=1)]  # a query that sees one key
+    for each in dict.fromkeys([sizes.square, sizes, *one]):
         inputs = subject.draw(each, seed)
         got = subject.call(inputs, is_causal=True)
         want = subject.expected(inputs, is_causal=True)
@@ -192,13 +196,9 @@ def empty_row(subject, sizes, seed):
 @attends("The weights sum to 1 under a mask too.")
 def masked_rows_sum_to_1(subject, sizes, seed):
     needs_mask(subject)
-    if subject.self_attention or subject.form == "module":
-        raise NotApplicable("told by the other properties of masks")
-    inputs = subject.draw(sizes, seed)
-    one = inputs.value[..., :1, :]
-    value = one.expand(*inputs.value.shape).contiguous()
-    got = subject.call(inputs._replace(value=value), random_mask(subject, sizes, seed, 2))
-    if same(got, one.expand_as(got), subject.tol):
+    inputs = equal_values(subject, subject.draw(sizes, seed))
+    got = subject.call(inputs, random_mask(subject, sizes, seed, 2))
+    if same(got, what_one_gives(subject, inputs).expand_as(got), subject.tol):
         return None
     return Problem("equal values come out changed when a mask is given")
 

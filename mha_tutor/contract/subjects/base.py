@@ -114,7 +114,8 @@ class Subject:
         Raises:
             CandidateError: there is none; the text says what came instead.
         """
-        out = first_tensor(self.raw(inputs.copied(), mask, is_causal, **options))
+        own = None if mask is None else mask.clone()
+        out = first_tensor(self.raw(inputs.copied(), own, is_causal, **options))
         wanted = self.output_shape(inputs)
         if tuple(out.shape) != wanted:
             raise CandidateError(
@@ -144,8 +145,14 @@ class Subject:
         """Return the candidate as it was before the first call; a function cannot be reset."""
         return self
 
-    def opened(self, seed: int) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]] | None:
+    def opened(
+        self, seed: int, summed: bool = False
+    ) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]] | None:
         """Return the candidate in a state in which its output shows its weights, if there is one.
+
+        Args:
+            seed: for the inputs.
+            summed: let the output projection, if any, give every feature the sum of all.
 
         Returns:
             The candidate, inputs for it (one sequence), and what turns its output into

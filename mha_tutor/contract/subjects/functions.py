@@ -65,7 +65,7 @@ class FunctionSubject(Subject):
     def raw(self, inputs: Inputs, mask=None, is_causal=False, **options) -> Any:
         if mask is not None:
             flip = self.inverted and mask.dtype == torch.bool
-            options[self.mask_name] = (~mask if flip else mask).clone()
+            options[self.mask_name] = ~mask if flip else mask
         if is_causal:
             options[self.causal_name] = True
         return quiet_call(self.function, *inputs, clock=self.clock, **options)[0]
@@ -83,7 +83,9 @@ class FunctionSubject(Subject):
     def torch_answer(self, inputs: Inputs) -> Tensor:
         return nn.functional.scaled_dot_product_attention(*inputs)
 
-    def opened(self, seed: int) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]]:
+    def opened(
+        self, seed: int, summed: bool = False
+    ) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]]:
         inputs = self.draw(replace(self.main, B=1, L=3, S=4), seed)
         shown = one_hot_twice(4).to(self.device, self.dtype)
         loud = loudness(inputs.value.shape[1]).to(shown)

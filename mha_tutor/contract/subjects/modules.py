@@ -118,10 +118,8 @@ class ModuleSubject(Subject):
         return self._randn(seed, shapes, dtype)
 
     def raw(self, inputs: Inputs, mask=None, is_causal=False, **options) -> Any:
-        if mask is not None:
-            mask = mask.clone()
-            if self.inverted and mask.dtype == torch.bool:
-                mask = ~mask
+        if mask is not None and self.inverted and mask.dtype == torch.bool:
+            mask = ~mask
         q = inputs.query
         k = q if inputs.key is None else inputs.key
         v = k if inputs.value is None else inputs.value
@@ -240,7 +238,9 @@ class ModuleSubject(Subject):
         other.pristine = other.module  # as long as it is not called but through `fresh`
         return other
 
-    def opened(self, seed: int) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]] | None:
+    def opened(
+        self, seed: int, summed: bool = False
+    ) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]] | None:
         weights, a = self.weights(), self.adapter
         if weights is None:
             return None
@@ -264,7 +264,8 @@ class ModuleSubject(Subject):
             maps = a.weights(module)
             maps.v[0].copy_(shown.flatten(0, 1))
             if maps.out is not None:
-                maps.out[0].copy_(torch.eye(*maps.out[0].shape))
+                shape = maps.out[0].shape
+                maps.out[0].copy_(torch.ones(shape) if summed else torch.eye(*shape))
             for each in (maps.v, maps.out):
                 if each is not None and each[1] is not None:
                     each[1].zero_()
