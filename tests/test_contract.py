@@ -3,6 +3,7 @@
 This is a sample; `make mutants` computes the figures in full.
 """
 
+import itertools
 import json
 import random
 import re
@@ -27,6 +28,8 @@ from mha_tutor.contract import (
     readings,
     trial,
 )
+from mha_tutor.contract.bench import Bench
+from mha_tutor.contract.subjects import FunctionSubject, ModuleSubject
 from mha_tutor.contract.trial import (
     load_bugs,
     random_pairs,
@@ -35,6 +38,7 @@ from mha_tutor.contract.trial import (
     try_mutant,
     try_pair,
 )
+from mha_tutor.contract.watch import Clock
 
 UNSEEN = Path(__file__).parent / "unseen_bugs.py"
 RIGHT = {name: (make, options) for name, make, options in right_attentions(others=False)}
@@ -384,6 +388,28 @@ def test_of_two_bugs_one_is_named_at_least(pair):
     report = try_pair(*pair)
     assert not report
     assert set(report.names) & {pair[0].name, pair[1].name}, report
+
+
+@pytest.mark.parametrize("form", ["function", "module"])
+def test_no_two_names_stand_for_the_same_numbers(form):
+    """Else one of them would be named beside the other, and wrongly."""
+    clock, cpu = Clock(), torch.device("cpu")
+    if form == "function":
+        subject = FunctionSubject(sdpa, "", cpu, clock)
+    else:
+        layer = mha_tutor.MultiHeadAttention(12, 3)
+        subject = ModuleSubject(layer, adapters.adapter_for(layer), "", cpu, clock)
+    subject.takes_causal = False  # the fewer questions, the more is alike
+    bench = Bench(subject)
+    given = [(suspect.name, bench.ask((suspect.steps,))) for suspect in bench.suspects]
+
+    def agree(one, other):
+        return all(bench.agree(a, b) for a, b in zip(one, other, strict=True))
+
+    wrong = [(name, answers) for name, answers in given if not agree(answers, bench.right)]
+    assert len(wrong) > 50
+    for (one, answers), (other, same) in itertools.combinations(wrong, 2):
+        assert one == other or not agree(answers, same), (one, other)
 
 
 def test_pairs_on_one_step_are_refused():
