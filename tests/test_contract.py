@@ -280,6 +280,12 @@ def test_strict_asks_for_parity():
     assert check(OwnNames(scale=1.0), strict=True).exit_status == 1
 
 
+def test_a_layer_that_fits_nowhere_may_be_wrong():
+    report = check(OwnNames(scale=0.123))
+    assert "not found where they were looked for" in report.headline
+    assert "it is wrong, or they lie elsewhere" in report.missing[0]
+
+
 @pytest.mark.parametrize("options", [{}, {"num_heads": 3}])
 def test_a_number_of_heads_is_tried_and_verified(options):
     report = check(OwnNames(), **options)

@@ -541,7 +541,7 @@ def _why_unknown(black_box: bool, num_heads: int | None, guesses: Sequence[Readi
     if black_box:
         return "its weights were not looked for, as you say"
     if guesses:
-        return "its weights were not found: wherever they may be, the formula gives other numbers"
+        return "its weights were not found where they were looked for"
     if num_heads is None:
         return "its weights were not found, and its number of heads is not known"
     return "its weights were not found"

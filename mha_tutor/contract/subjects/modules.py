@@ -94,8 +94,10 @@ class ModuleSubject(Subject):
         known = self.adapter.num_heads is not None
         first = self.unknown[0].upper() + self.unknown[1:]
         heads = "" if known else "num_heads=…, "
+        if self.adapter.readings:
+            first += ", for the formula gave other numbers: it is wrong, or they lie elsewhere"
         return [
-            f"{first}: it is judged from outside, where a wrong scale, say, cannot be seen. To be "
+            f"{first}. It is judged from outside, where a wrong scale, say, cannot be seen. To be "
             f"compared with the formula it needs {heads}usual names for its parameters "
             "(the documentation of `check` lists them), or an `Adapter`."
         ]
