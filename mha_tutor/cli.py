@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--black-box", action="store_true", help="do not look for its weights")
     check.add_argument(
+        "--strict", action="store_true", help="status 2 if it cannot be compared with the formula"
+    )
+    check.add_argument(
         "--allow", action="append", default=[], metavar="PROPERTY", help="differs here on purpose"
     )
     check.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
@@ -102,6 +105,7 @@ def _check(options: argparse.Namespace) -> int:
             "mask_true": options.mask_true,
             "black_box": options.black_box,
             "allow": options.allow,
+            "strict": options.strict,
             "device": options.device,
             "seed": options.seed,
         },

@@ -19,6 +19,16 @@ def wrong(query, key, value):
 def sleeps(query, key, value):
     time.sleep(1000)
 
+class Hidden(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.maps = torch.nn.Sequential(*(torch.nn.Linear(12, 12) for _ in range(5)))
+
+    def forward(self, x):
+        first, q, k, v, out = self.maps
+        x = first(x)
+        return out(sdpa(q(x), k(x), v(x)))
+
 def dies(query, key, value):
     os._exit(7)
 """
@@ -49,6 +59,14 @@ def test_a_wrong_function_is_named_in_json(capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["holds"] is False
     assert report["diagnoses"][0]["name"] == "scale-none"
+
+
+@pytest.mark.usefixtures("_candidates")
+def test_strict_lets_no_layer_pass_that_was_judged_from_outside(capsys):
+    assert main(["check", "some_candidates:Hidden"]) == 0
+    assert "4 could not (its weights" in capsys.readouterr().out
+    assert main(["check", "some_candidates:Hidden", "--strict"]) == 2
+    assert "strict: it was not compared with the formula" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("_candidates")

@@ -3,8 +3,10 @@
 This is a sample; `make mutants` computes the figures in full.
 """
 
+import itertools
 import json
 import random
+import re
 import time
 from pathlib import Path
 
@@ -15,7 +17,19 @@ from torch import nn
 
 import mha_tutor
 from mha_tutor import check
-from mha_tutor.contract import FORMS, MUTANTS, Report, Verdict, combine, find_mutant, trial
+from mha_tutor.contract import (
+    FORMS,
+    MUTANTS,
+    Report,
+    Verdict,
+    adapters,
+    combine,
+    find_mutant,
+    readings,
+    trial,
+)
+from mha_tutor.contract.bench import Bench
+from mha_tutor.contract.subjects import FunctionSubject, ModuleSubject
 from mha_tutor.contract.trial import (
     load_bugs,
     random_pairs,
@@ -24,6 +38,7 @@ from mha_tutor.contract.trial import (
     try_mutant,
     try_pair,
 )
+from mha_tutor.contract.watch import Clock
 
 UNSEEN = Path(__file__).parent / "unseen_bugs.py"
 RIGHT = {name: (make, options) for name, make, options in right_attentions(others=False)}
@@ -216,6 +231,143 @@ def test_allow_makes_a_violation_a_convention():
     assert report, report
 
 
+# --- what is not known is told first -------------------------------------------------------------
+
+
+class OwnNames(nn.Module):
+    """Self-attention whose names, arguments and number of heads nobody can know."""
+
+    def __init__(self, scale=4**-0.5, extra=False, **maps):
+        super().__init__()
+        self.extra = nn.Linear(12, 12) if extra else nn.Identity()
+        self.ask, self.offer = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.tell, self.mixer = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.n_parts, self.scale = 3, scale
+
+    def forward(self, x, autoreg=False, pad=None, need_weights=False):
+        x = self.extra(x)
+        maps = (self.ask, self.offer, self.tell)
+        q, k, v = (mha_tutor.split_heads(linear(x), self.n_parts) for linear in maps)
+        return self.mixer(mha_tutor.merge_heads(sdpa(q, k, v, scale=self.scale)))
+
+
+def test_a_layer_judged_from_outside_does_not_look_like_a_pass():
+    report = check(OwnNames(scale=12**-0.5, extra=True))
+    holds = len(report.with_verdict(Verdict.HOLDS))
+    head = f"{holds} of {holds} properties that could be asked hold; {len(report.not_asked)} could"
+    assert head in report.headline
+    assert "its weights were not found, and its number of heads is not known" in report.headline
+    second = str(report).split("\n? ")[1]
+    for word in ("num_heads=…", "`Adapter`", "documentation of `check`"):
+        assert word in " ".join(second.split())
+    assert "`autoreg`, `pad`." in str(report)
+    assert "left at their defaults: `need_weights`" in str(report)
+    told = {f.name: f.verdict for f in report.findings}
+    assert told["parity"] == told["mask"] == told["causal"] == Verdict.NOT_ASKED
+    assert told["cross"] == told["mask with dropout"] == Verdict.NOT_APPLICABLE
+    assert "num_heads=" not in str(check(OwnNames(extra=True), num_heads=3))
+
+
+def test_strict_asks_for_parity():
+    hidden = OwnNames(extra=True)
+    assert check(hidden)
+    report = check(hidden, strict=True)
+    assert not report
+    assert "not compared with the formula" in report.reason
+    assert report.exit_status == 2
+    assert Report.from_json(report.to_json()) == report
+    assert check(OwnNames(), strict=True)
+    assert check(OwnNames(scale=1.0), strict=True).exit_status == 1
+
+
+def test_a_layer_that_fits_nowhere_may_be_wrong():
+    report = check(OwnNames(scale=0.123))
+    assert "not found where they were looked for" in report.headline
+    assert "it is wrong, or they lie elsewhere" in report.missing[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_heads": 3}])
+def test_a_number_of_heads_is_tried_and_verified(options):
+    report = check(OwnNames(), **options)
+    assert "parity" in [f.name for f in report.with_verdict(Verdict.HOLDS)], report
+    assert check(OwnNames(scale=12**-0.5), **options).names == ("scale-sqrt-embed-dim",)
+
+
+def test_all_known_names_are_documented():
+    words = set(re.findall(r"\w+", check.__doc__))
+    known = readings.QUERY_NAMES + readings.OUT_NAMES + readings.PACKED_NAMES
+    known = known + adapters.HEAD_NAMES + adapters.WIDTH_NAMES
+    for name in known + adapters.MASK_NAMES + adapters.CAUSAL_NAMES:
+        assert name in words, name
+
+
+class Bare(nn.Module):
+    """torch's names, or a matrix for each map, without modules."""
+
+    def __init__(self, packed=True, scale=4**-0.5):
+        super().__init__()
+        self.num_heads, self.scale, self.packed = 3, scale, packed
+        if packed:
+            self.in_proj_weight = nn.Parameter(torch.zeros(36, 12))
+            self.in_proj_bias = nn.Parameter(torch.zeros(36))
+            self.out_proj = nn.Linear(12, 12)
+        else:
+            self.W_q, self.W_k = (
+                nn.Parameter(torch.zeros(12, 12)),
+                nn.Parameter(torch.zeros(12, 12)),
+            )
+            self.W_v, self.W_o = (
+                nn.Parameter(torch.zeros(12, 12)),
+                nn.Parameter(torch.zeros(12, 12)),
+            )
+            self.b_q = nn.Parameter(torch.zeros(12))
+
+    def forward(self, x):
+        if self.packed:
+            maps = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        else:
+            maps = x @ self.W_q + self.b_q, x @ self.W_k, x @ self.W_v
+        q, k, v = (mha_tutor.split_heads(each, 3) for each in maps)
+        merged = mha_tutor.merge_heads(sdpa(q, k, v, scale=self.scale))
+        return self.out_proj(merged) if self.packed else merged @ self.W_o
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_parameters_without_a_module_are_recognized(packed):
+    report = check(Bare(packed))
+    assert "parity" in [f.name for f in report.with_verdict(Verdict.HOLDS)], report
+    assert check(Bare(packed, scale=1.0)).names == ("scale-none",)
+
+
+@pytest.mark.parametrize("name", ["Wqkv", "qkv_proj", "query_key_value", "to_qkv", "c_attn"])
+def test_a_packed_map_has_many_names(name):
+    layer = Packed(one_after_the_other)
+    layer.__class__ = type("Renamed", (Packed,), {"c_attn": property(lambda s: getattr(s, name))})
+    if name != "c_attn":
+        layer._modules[name] = layer._modules.pop("c_attn")
+    else:
+        layer.__class__ = Packed
+    report = check(layer, strict=True)
+    assert report, report
+
+
+def test_what_true_means_is_said_as_it_is_used():
+    def mirrored(mask):
+        return None if mask is None else ~mask
+
+    class Hides(Listed):
+        def forward(self, query, key, value, mask=None):
+            return super().forward(query, key, value, mirrored(mask))
+
+    report = check(Hides(), mask_true="hide", allow=["empty row"])
+    assert report, report
+    assert "True = may not attend" in str(report)
+    assert "True = may attend" not in str(report)
+    for candidate, form in ((Plain(), None), (clamped, None), (mha_tutor.causal_mask, "causal")):
+        report = check(candidate, form, mask_true="hide")
+        assert "mask_true='hide' has no effect" in " ".join(str(report).split())
+
+
 # --- what is wrong is caught, and named ----------------------------------------------------------
 
 
@@ -242,6 +394,28 @@ def test_of_two_bugs_one_is_named_at_least(pair):
     report = try_pair(*pair)
     assert not report
     assert set(report.names) & {pair[0].name, pair[1].name}, report
+
+
+@pytest.mark.parametrize("form", ["function", "module"])
+def test_no_two_names_stand_for_the_same_numbers(form):
+    """Else one of them would be named beside the other, and wrongly."""
+    clock, cpu = Clock(), torch.device("cpu")
+    if form == "function":
+        subject = FunctionSubject(sdpa, "", cpu, clock)
+    else:
+        layer = mha_tutor.MultiHeadAttention(12, 3)
+        subject = ModuleSubject(layer, adapters.adapter_for(layer), "", cpu, clock)
+    subject.takes_causal = False  # the fewer questions, the more is alike
+    bench = Bench(subject)
+    given = [(suspect.name, bench.ask((suspect.steps,))) for suspect in bench.suspects]
+
+    def agree(one, other):
+        return all(bench.agree(a, b) for a, b in zip(one, other, strict=True))
+
+    wrong = [(name, answers) for name, answers in given if not agree(answers, bench.right)]
+    assert len(wrong) > 50
+    for (one, answers), (other, same) in itertools.combinations(wrong, 2):
+        assert one == other or not agree(answers, same), (one, other)
 
 
 def test_pairs_on_one_step_are_refused():
@@ -289,7 +463,7 @@ def lost_when_long(query, key, value):
 @pytest.mark.parametrize("candidate", [clamped, lost_when_long], ids=lambda f: f.__name__)
 def test_great_scores_go_wrong_in_many_ways(candidate):
     report = check(candidate)
-    assert "great scores" in [f.name for f in report.violated]
+    assert "large scores" in [f.name for f in report.violated]
     assert "unknown" in report.names
     assert "softmax-overflows" not in report.names
 
@@ -299,6 +473,166 @@ def test_a_bug_that_is_in_no_catalog_is_unknown():
         return sdpa(query, key, value) + 0.1 * query.mean()
 
     assert check(odd).names == ("unknown",)
+
+
+class Several(nn.Module):
+    """A layer with the textbook's mask, which refuses floating-point masks, and other bugs."""
+
+    def __init__(self, scale=4**-0.5, values=False, merge=False, zeros=False):
+        super().__init__()
+        self.num_heads, self.scale, self.zeros = 3, scale, zeros
+        self.q_proj, self.k_proj = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.v_proj, self.out_proj = nn.Linear(12, 12), nn.Linear(12, 12)
+        split, wrong = mha_tutor.split_heads, find_mutant("split-without-transpose").split
+        self.split_values = wrong if values else split
+        wrong = find_mutant("merge-without-transpose").merge
+        self.merge = wrong if merge else mha_tutor.merge_heads
+
+    def forward(self, query, key, value, attn_mask=None):
+        q = mha_tutor.split_heads(self.q_proj(query), 3)
+        k = mha_tutor.split_heads(self.k_proj(key), 3)
+        v = self.split_values(self.v_proj(value), 3)
+        scores = q @ k.mT * self.scale
+        if attn_mask is not None:
+            hidden = attn_mask == 0 if self.zeros else ~attn_mask
+            scores = scores.masked_fill(hidden, float("-inf"))
+        return self.out_proj(self.merge(torch.softmax(scores, -1) @ v))
+
+
+def test_what_the_named_bugs_do_not_explain_is_told():
+    report = check(Several(values=True))
+    assert report.names == ("empty-row-is-nan", "unknown")
+    said = report.diagnoses[-1].sentence
+    assert said.startswith("There is more: parity, ")
+    assert "sum over heads" in said
+    assert "empty row" not in said
+    report = check(Several(values=True), black_box=True)
+    assert report.names == ("empty-row-is-nan", "unknown")
+    assert "masked key" in report.diagnoses[-1].sentence
+    assert check(Several()).names == ("empty-row-is-nan",)
+    assert check(Several(), black_box=True).names == ("empty-row-is-nan",)
+
+
+def test_parts_tell_what_is_not_explained():
+    def shouting(x):
+        print("merge")
+        return find_mutant("merge-without-transpose").merge(x)
+
+    report = check(shouting, "merge")
+    assert report.names == ("merge-without-transpose", "unknown")
+    assert report.diagnoses[-1].sentence == "There is more: no trace is not explained by this."
+
+
+def test_bugs_are_named_next_to_one_that_is_proved():
+    report = check(Several(scale=12**-0.5, merge=True))
+    wanted = {"scale-sqrt-embed-dim", "merge-without-transpose", "empty-row-is-nan"}
+    assert set(report.names) == wanted
+    more = check(Several(scale=12**-0.5, merge=True, zeros=True))
+    assert more.names[-1] == "unknown"
+    assert "some numbers are not explained" in str(more)
+
+
+def test_fixed_sizes_are_said():
+    report = check(find_mutant("scale-none").function())
+    told = next(f for f in report.violated if f.name == "low precision")
+    assert told.example == ""
+    assert told.detail.startswith("with B=1 H=3 L=11 S=13 D=16 the error in")
+
+
+def into_the_mask(query, key, value, attn_mask=None):
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    if attn_mask is None or attn_mask.dtype == torch.bool or attn_mask.shape != scores.shape:
+        return sdpa(query, key, value, attn_mask)
+    return torch.softmax(attn_mask.add_(scores), -1) @ value
+
+
+def scaling_the_mask(query, key, value, attn_mask=None):
+    if attn_mask is not None and attn_mask.dtype != torch.bool and attn_mask.ndim == 2:
+        attn_mask.mul_(1.5).div_(1.5).add_(1.0)
+    return sdpa(query, key, value, attn_mask)
+
+
+class FillingTheMask(Listed):
+    def forward(self, query, key, value, mask=None):
+        out = super().forward(query, key, value, mask)
+        return out if mask is None else out + 0 * mask.fill_(True).sum()
+
+
+@pytest.mark.parametrize("candidate", [into_the_mask, scaling_the_mask, FillingTheMask()])
+def test_a_mask_that_is_changed_is_noticed(candidate):
+    report = check(candidate, allow=["empty row"])
+    told = {f.name: f.detail for f in report.violated}
+    assert "mask" in told["inputs kept"], report
+    assert "written to" in told["inputs kept"] or "in place" in told["inputs kept"]
+
+
+def test_a_single_query_is_asked_for_causal_attention():
+    def careless(query, key, value, attn_mask=None, is_causal=False):
+        is_causal = is_causal and query.shape[-2] > 1
+        return sdpa(query, key, value, attn_mask, is_causal=is_causal)
+
+    report = check(careless)
+    assert "causal" in [f.name for f in report.violated]
+    assert "for L=1, S=2" in str(report)
+
+
+class DropsFeatures(Packed):
+    """Dropout of features: of what is mixed, of the values, or of the output."""
+
+    def __init__(self, where):
+        super().__init__(one_after_the_other)
+        self.where, self.drop = where, nn.Dropout(0.1)
+        self.c_proj, self.attn_dropout = nn.Linear(12, 12), nn.Identity()
+
+    def forward(self, x):
+        L = x.shape[1]
+        drop = {self.where: self.drop}.get
+        q, k, v = self.cut(self.c_attn(x))
+        mixed = sdpa(q, k, drop("values", nn.Identity())(v), self.mask[:L, :L])
+        merged = drop("mixed", nn.Identity())(mha_tutor.merge_heads(mixed))
+        return drop("output", nn.Identity())(self.c_proj(merged))
+
+
+@pytest.mark.parametrize("where", ["mixed", "values", "output"])
+def test_dropout_of_features_is_no_dropout_of_weights(where):
+    told = {f.name: f.detail for f in check(DropsFeatures(where)).violated}
+    if where == "output":
+        assert told == {}
+    else:
+        assert "drops features of the values" in told["dropout"]
+
+
+def test_dropout_of_features_is_seen_in_functions():
+    def wrong(query, key, value, dropout_p=0.0):
+        return nn.functional.dropout(sdpa(query, key, value), dropout_p)
+
+    told = {f.name: f.detail for f in check(wrong).violated}
+    assert "drops features of the values" in told["dropout"]
+
+
+def test_a_mask_of_numbers_is_no_fill_that_is_too_small():
+    class Adds(Listed):
+        def forward(self, query, key, value, mask=None):
+            if mask is not None:
+                q, k, v = (
+                    mha_tutor.split_heads(f(x), 3)
+                    for f, x in zip(self.linears, (query, key, value), strict=False)
+                )
+                weights = torch.softmax(q @ k.mT / 2 + mask, -1)
+                return self.linears[3](mha_tutor.merge_heads(weights @ v))
+            return super().forward(query, key, value)
+
+    assert check(Adds()).names == ("mask-added-as-numbers",)
+
+
+def test_always_causal_in_training_only_is_told_from_an_option():
+    class Forgetful(Packed):
+        def forward(self, x):
+            q, k, v = self.cut(self.c_attn(x))
+            heads = sdpa(q, k, v, is_causal=self.training)
+            return self.c_proj(mha_tutor.merge_heads(heads))
+
+    assert check(Forgetful(one_after_the_other), causal=True).names[0] == "mask-ignored-in-eval"
 
 
 def test_the_smallest_failing_case_is_small():
@@ -500,10 +834,14 @@ def test_the_report_reads_well():
     report = check(find_mutant("scale-sqrt-embed-dim").function())
     text = str(report)
     assert "divided by √embed_dim instead of √head_dim. (chapter 4)" in text
-    assert max(map(len, text.splitlines())) <= 88
+    assert max(map(len, text.splitlines())) <= 78
     page = report._repr_html_()
     assert page.count("<tr>") == len(report.findings) + 1
     assert "√embed_dim" in page
+    assert page.count("<th>") == 2
+    assert "`" not in page
+    assert "<code>is_causal</code>" in page
+    assert "overflow-x: auto" in page
 
 
 def test_the_report_survives_json():

@@ -11,14 +11,20 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mha_tutor.contract.readings import Reading, linear, packed_rows, readings
+from mha_tutor.contract.readings import (
+    Reading,
+    guessed_heads,
+    linear,
+    packed_rows,
+    readings,
+)
 from mha_tutor.contract.steps import Weights
 
 __all__ = ["Adapter", "adapter_for"]
@@ -37,9 +43,11 @@ WIDTH_NAMES = [
     "E",
 ]
 FOUND = ("Its weights were found, and it is compared with the formula.",)
-NOT_FOUND = ("Its weights were not found (or num_heads is not known): it is judged from outside.",)
 MASK_NAMES = ["attn_mask", "mask", "attention_mask", "src_mask"]
 CAUSAL_NAMES = ["is_causal", "causal"]
+# Parts of names of arguments that are no masks, and are left at their defaults.
+OTHER_NAMES = ("weight", "return", "output", "cache", "past", "position", "rotary", "head_mask")
+OTHER_NAMES += ("scale", "dropout", "gqa")
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class Adapter:
         conventions: property → what its documentation says.
         notes: how it was understood.
         readings: where else its weights may be; see `settled`.
+        unknown: why `weights` is None, in words.
+        unused: the arguments of `forward` that `call` never passes.
     """
 
     name: str
@@ -83,6 +93,8 @@ class Adapter:
     conventions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     readings: tuple[Reading, ...] = ()
+    unknown: str = "its weights are not known"
+    unused: tuple[str, ...] = ()
 
     def with_call(self, call: Callable[..., Any]) -> Adapter:
         """Return the same with another way to call."""
@@ -90,14 +102,15 @@ class Adapter:
 
     def read_as(self, reading: Reading | None, module: nn.Module) -> Adapter:
         """Return the same with the weights in another place, or judged from outside."""
-        guesses = FOUND + NOT_FOUND + tuple(guess.words for guess in self.readings)
+        guesses = FOUND + tuple(guess.words for guess in self.readings)
         notes = tuple(note for note in self.notes if note not in guesses)
         if reading is None:
-            return replace(self, weights=None, notes=(*notes, NOT_FOUND[0]))
+            return replace(self, weights=None, notes=notes)
         found = reading.weights(module)
+        num_heads = reading.num_heads or self.num_heads
         E, kdim, vdim = (part[0].shape[1] for part in (found.q, found.k, found.v))
         inner = found.q[0].shape[0]
-        head_dim = inner // self.num_heads
+        head_dim = inner // num_heads
         said = (*FOUND, reading.words) if reading.words else FOUND
         return replace(
             self,
@@ -106,9 +119,35 @@ class Adapter:
             kdim=kdim,
             vdim=vdim,
             out_dim=inner if found.out is None else found.out[0].shape[0],
+            num_heads=num_heads,
             num_kv_heads=max(found.k[0].shape[0] // max(head_dim, 1), 1),
             notes=(*notes, *said),
         )
+
+
+def sorted_out(unused: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Part the arguments that may be a mask from those that are plainly something else."""
+    others = tuple(n for n in unused if any(part in n.lower() for part in OTHER_NAMES))
+    return tuple(n for n in unused if n not in others), others
+
+
+def said_of_unused(
+    whose: str, puzzling: Sequence[str], others: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Say which arguments were never passed: for the head of the report, and for its notes."""
+    missing, notes = [], []
+    if puzzling:
+        missing.append(
+            f"Arguments of {whose} that were never passed: {_listed(puzzling)}. A mask among them "
+            "was not tried: call it attn_mask (or is_causal, for an option), or pass an `Adapter`."
+        )
+    if others:
+        notes.append(f"Arguments of {whose} left at their defaults: {_listed(others)}.")
+    return missing, notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def adapter_for(
@@ -119,6 +158,7 @@ def adapter_for(
     batch_first: bool = True,
     causal: bool | None = None,
     black_box: bool = False,
+    mask_true: str = "attend",
 ) -> Adapter:
     """Find out how to call a module.
 
@@ -129,6 +169,7 @@ def adapter_for(
         batch_first: whether it takes (B, L, E) rather than (L, B, E); known layers tell.
         causal: whether it is causal by itself.
         black_box: whether to forget what its parameters are called.
+        mask_true: what True means in its masks, "attend" or "hide"; for the notes.
 
     Raises:
         ValueError: its width is not given and cannot be read from it.
@@ -137,7 +178,12 @@ def adapter_for(
     for ending, make in KNOWN.items():
         if not black_box and _is_known(kind, ending):
             return make(module)
-    return _generic(module, embed_dim, num_heads, batch_first, causal, black_box)
+    adapter = _generic(module, embed_dim, num_heads, batch_first, causal, black_box)
+    if not adapter.takes_mask:
+        return adapter
+    axes = {4: "(B, 1, L, S)", 3: "(B, L, S)", 2: "(L, S)"}[adapter.mask_ndim]
+    said = f"Masks are passed as {axes}, True = may {'not ' * (mask_true == 'hide')}attend."
+    return replace(adapter, notes=(*adapter.notes, said))
 
 
 def _is_known(kind: str, ending: str) -> bool:
@@ -428,13 +474,17 @@ def _generic(module, embed_dim, num_heads, batch_first, causal, black_box) -> Ad
     ]
     mask_name = next((n for n in MASK_NAMES if n in names), None)
     causal_name = next((n for n in CAUSAL_NAMES if n in names), None)
+    passed = (mask_name, causal_name)
     self_attention = _is_self_attention(module)
     num_heads = num_heads or _attribute(module, HEAD_NAMES)
-    guesses = [] if black_box or num_heads is None else readings(module, num_heads)
+    guesses = [] if black_box else _guesses(module, num_heads)
     embed_dim = embed_dim or _attribute(module, WIDTH_NAMES)
     if embed_dim is None:
         widths = (m.in_features for m in module.modules() if isinstance(m, nn.Linear))
         embed_dim = next(widths, None)
+    if embed_dim is None:
+        matrices = (p for p in module.parameters() if p.ndim == 2)
+        embed_dim = next((min(p.shape) for p in matrices), None)
     if embed_dim is None:
         raise ValueError("the width of the layer is not known; pass embed_dim")
     ndim = 4
@@ -469,9 +519,32 @@ def _generic(module, embed_dim, num_heads, batch_first, causal, black_box) -> Ad
         takes_causal=causal_name is not None,
         causal=bool(causal),
         readings=tuple(guesses),
+        unknown=_why_unknown(black_box, num_heads, guesses),
+        unused=tuple(n for n in names[1 if self_attention else 3 :] if n not in passed),
     )
-    adapter = adapter.read_as(guesses[0] if guesses else None, module)
+    adapter = adapter.read_as(guesses[0] if guesses and guesses[0].sure else None, module)
     return _with_mask_axes(module, adapter, call) if mask_name else adapter
+
+
+def _guesses(module: nn.Module, num_heads: int | None) -> list[Reading]:
+    """List where the weights may be, and where H is not known what it may be, too."""
+    if num_heads is not None:
+        return readings(module, num_heads)
+    return [
+        replace(reading, num_heads=H, sure=False, words=f"{words} {reading.words}".rstrip())
+        for H, words in guessed_heads(module)
+        for reading in readings(module, H)
+    ]
+
+
+def _why_unknown(black_box: bool, num_heads: int | None, guesses: Sequence[Reading]) -> str:
+    if black_box:
+        return "its weights were not looked for, as you say"
+    if guesses:
+        return "its weights were not found where they were looked for"
+    if num_heads is None:
+        return "its weights were not found, and its number of heads is not known"
+    return "its weights were not found"
 
 
 def _is_self_attention(module: nn.Module) -> bool:
@@ -529,9 +602,7 @@ def _with_mask_axes(module: nn.Module, adapter: Adapter, call: Callable[..., Any
     def negotiated(module, query, key, value, mask, is_causal):
         return call(module, query, key, value, mask, is_causal, ndim=ndim)
 
-    said = {4: "(B, 1, L, S)", 3: "(B, L, S)", 2: "(L, S)"}[ndim]
-    notes = (*adapter.notes, f"Masks are passed as {said}, True = may attend.")
-    return replace(adapter, call=negotiated, mask_ndim=ndim, notes=notes)
+    return replace(adapter, call=negotiated, mask_ndim=ndim)
 
 
 def _attribute(module: nn.Module, names: list[str]) -> int | None:

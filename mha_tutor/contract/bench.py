@@ -30,11 +30,13 @@ class Explanation:
         names: all of them.
         complete: whether they explain every number.
         one_of: whether each of them alone does, so that the numbers do not tell which it is.
+        left: whether numbers were compared, and some of them are left unexplained.
     """
 
     names: tuple[str, ...] = ()
     complete: bool = False
     one_of: bool = False
+    left: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,16 @@ class Trace:
 class Bench:
     """The candidate's answers, and those of the suspects beside them."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+    def __init__(self, subject: Subject, base: tuple[type, ...] = ()) -> None:
+        """Ask the candidate; `base` are steps of bugs that are proved already."""
+        self.subject, self.base = subject, base
         self.questions = [q for q in questions(subject) if self._may_ask(q)]
-        self.suspects = [suspect for suspect in SUSPECTS if subject.form in suspect.forms]
+        taken = {site for steps in base for site in sites(steps)}
+        self.suspects = [
+            suspect
+            for suspect in SUSPECTS
+            if subject.form in suspect.forms and not suspect.sites & taken
+        ]
         trained = subject.in_training() or subject
         self.candidate = [
             answer((trained if question.training else subject).fresh(), question)
@@ -99,6 +107,7 @@ class Bench:
 
     def ask(self, steps: tuple[type, ...]) -> list[Answer]:
         """Return what these steps of mutants answer, with the candidate's weights."""
+        steps = (*steps, *self.base)
         calm = self.subject.simulation(steps)
         trained = self.subject.simulation(steps, training=True)
         return [answer(trained if q.training else calm, q) for q in self.questions]
@@ -136,13 +145,13 @@ class Bench:
         pair = self._pair(traces)
         if pair:
             return Explanation(pair, complete=True)
-        return Explanation(tuple(self._part(traces)))
+        return Explanation(tuple(self._part(traces)), left=True)
 
     def _may_be(self, *suspects: Suspect) -> bool:
         """Ask one question that the candidate answers wrongly, to spare most suspects the rest."""
         hardest = self.wrong_numbers[0]
         question = self.questions[hardest]
-        steps = tuple(suspect.steps for suspect in suspects)
+        steps = (*(suspect.steps for suspect in suspects), *self.base)
         suspected = self.subject.simulation(steps, training=question.training)
         return self.agree(answer(suspected, question), self.candidate[hardest])
 

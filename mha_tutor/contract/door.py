@@ -11,7 +11,13 @@ from torch import nn
 from mha_tutor.contract.adapters import Adapter, adapter_for
 from mha_tutor.contract.diagnosis import diagnose
 from mha_tutor.contract.parts import MASK_KINDS, check_mask_function, check_merge, check_split
-from mha_tutor.contract.properties import PROPERTIES, NotApplicable, Problem, Property
+from mha_tutor.contract.properties import (
+    PROPERTIES,
+    NotApplicable,
+    NotAsked,
+    Property,
+    asked,
+)
 from mha_tutor.contract.report import Finding, Report, Verdict
 from mha_tutor.contract.settling import settled
 from mha_tutor.contract.subjects import FunctionSubject, Inputs, ModuleSubject, Subject
@@ -19,6 +25,7 @@ from mha_tutor.contract.watch import CandidateError, Clock, OutOfTime
 
 __all__ = ["check"]
 
+NO_MASK = "no mask argument was found"
 FORMS = ("function", "module", "split", "merge", "split and merge", *MASK_KINDS)
 # What torch's own function lets pass, and so whatever is built on it.
 AS_TORCH = {
@@ -44,8 +51,26 @@ def check(
     device: torch.device | str = "cpu",
     seed: int = 0,
     timeout: float | None = 60.0,
+    strict: bool = False,
 ) -> Report:
     """Check an attention against the contract, and say what is wrong with it.
+
+    A module is compared with the formula if its weights are found. The names that are known, in
+    small or capital letters, are
+
+    - for the query q_proj, query_proj, query, w_q, wq, q_linear, linear_q, to_q, w_query,
+      queries, q, and the same with k or key and v or value;
+    - for the three in one in_proj, qkv, qkv_proj, c_attn, wqkv, w_qkv, to_qkv, query_key_value;
+    - for the output out_proj, o_proj, output_proj, fc_out, w_o, wo, w_out, to_out, out_linear,
+      linear_out, c_proj, proj, fc, out, output, dense, o;
+    - for H num_heads, n_heads, nhead, n_head, heads, num_attention_heads, h;
+    - for the width embed_dim, d_model, embed_size, hidden_size, dim, n_embd, d_in, in_dim, E;
+    - for arguments of `forward` attn_mask, mask, attention_mask, src_mask, is_causal, causal.
+
+    Parameters without a module may be called so too, with `_weight` at the end or not. Three or
+    four maps under other names are tried in every order, and another whole number of the module
+    as H; they are believed if the output is the formula's, or that of a known bug. A module whose
+    weights are not found is judged from outside, and the report says so first.
 
     Args:
         candidate: a function like `scaled_dot_product_attention` (query, key, value with a head
@@ -66,6 +91,8 @@ def check(
         seed: for the inputs and the parameters; another one, other numbers.
         timeout: seconds after which to give up between two calls; None for never. A call that
             does not come back is stopped by the command line only.
+        strict: whether a candidate that cannot be compared with the formula has failed: the
+            report is falsy then, with a reason.
 
     Returns:
         The report: truthy if everything holds, and readable.
@@ -88,7 +115,7 @@ def check(
     clock = Clock(timeout)
     title = _title(candidate)
     if form not in ("function", "module"):
-        return _check_parts(candidate, form, title, clock)
+        return _check_parts(candidate, form, title, clock, mask_true)
     inverted = mask_true == "hide"
     device = torch.device(device)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -104,6 +131,7 @@ def check(
                 batch_first=batch_first,
                 causal=causal,
                 black_box=black_box,
+                mask_true=mask_true,
             )
             subject = ModuleSubject(candidate, adapter, title, device, clock, inverted, seed)
             if causal is None and _is_causal_by_itself(subject.fresh()):
@@ -114,10 +142,12 @@ def check(
                 )
             subject = settled(subject)
         subject.conventions = AS_TORCH | subject.conventions
-        if inverted:
+        if inverted and not subject.takes_mask:
+            subject.missing.append(f"mask_true={mask_true!r} has no effect: {NO_MASK}.")
+        elif inverted:
             subject.conventions["polarity"] = "True means “may not attend”, as the caller says."
         subject.conventions.update(dict.fromkeys(allow, "Allowed by the caller."))
-        return _check_subject(subject, seed)
+        return _check_subject(subject, seed, strict)
     except (CandidateError, ValueError) as error:
         return Report(title, form, reason=str(error), seconds=clock.seconds)
     finally:
@@ -143,7 +173,7 @@ def _is_causal_by_itself(subject: ModuleSubject) -> bool:
     return True
 
 
-def _check_subject(subject: Subject, seed: int) -> Report:
+def _check_subject(subject: Subject, seed: int, strict: bool) -> Report:
     findings: list[Finding] = []
     reason = ""
     try:
@@ -155,7 +185,9 @@ def _check_subject(subject: Subject, seed: int) -> Report:
     except OutOfTime as error:
         reason = str(error)
     violated = [f for f in findings if f.verdict == Verdict.VIOLATED]
-    diagnoses = () if reason else diagnose(subject, violated)
+    diagnoses = () if reason else diagnose(subject, violated, seed)
+    if strict and not reason:
+        reason = _not_compared(findings)
     return Report(
         subject.title,
         subject.form,
@@ -164,7 +196,14 @@ def _check_subject(subject: Subject, seed: int) -> Report:
         tuple(subject.notes),
         reason,
         round(subject.clock.seconds, 3),
+        tuple(subject.missing),
     )
+
+
+def _not_compared(findings: list[Finding]) -> str:
+    """Say that the formula could not be asked, or nothing if it could."""
+    unasked = [f for f in findings if f.name == "parity" and f.verdict == Verdict.NOT_ASKED]
+    return "".join(f"strict: it was not compared with the formula; {f.detail}" for f in unasked)
 
 
 def _hopeless(findings: list[Finding]) -> bool:
@@ -177,7 +216,9 @@ def _judge(prop: Property, subject: Subject, seed: int) -> Finding:
         return Finding(prop.name, prop.promise, verdict, detail, example, clue)
 
     try:
-        problem = _ask(prop, subject.fresh(), subject.main, seed)
+        problem = asked(prop, subject.fresh(), subject.main, seed)
+    except NotAsked as reason:
+        return finding(Verdict.NOT_ASKED, str(reason))
     except NotApplicable as reason:
         return finding(Verdict.NOT_APPLICABLE, str(reason))
     said = subject.conventions.get(prop.name, "")
@@ -200,23 +241,12 @@ def _judge(prop: Property, subject: Subject, seed: int) -> Finding:
 TRANSLATED = ("polarity",)
 
 
-def _ask(prop: Property, subject: Subject, sizes, seed: int) -> Problem | None:
-    try:
-        return prop.test(subject, sizes, seed)
-    except CandidateError as error:
-        return Problem(str(error))
-    except (NotApplicable, OutOfTime):
-        raise
-    except Exception as error:  # a candidate can return things that break any test
-        return Problem(f"its answer cannot be judged: {type(error).__name__}: {error}")
-
-
 def _smallest(prop: Property, subject: Subject, seed: int):
     """Find the smallest sizes on which it fails too."""
     subject = subject.fresh()
     for sizes in subject.ladder():
         try:
-            problem = _ask(prop, subject, sizes, seed)
+            problem = asked(prop, subject, sizes, seed)
         except (NotApplicable, OutOfTime):
             continue
         if problem is not None:
@@ -224,7 +254,7 @@ def _smallest(prop: Property, subject: Subject, seed: int):
     return None
 
 
-def _check_parts(candidate, form: str, title: str, clock: Clock) -> Report:
+def _check_parts(candidate, form: str, title: str, clock: Clock, mask_true: str) -> Report:
     checks: list[tuple[Callable, Callable]] = []
     if form == "split and merge":
         checks = [(check_split, candidate[0]), (check_merge, candidate[1])]
@@ -249,6 +279,7 @@ def _check_parts(candidate, form: str, title: str, clock: Clock) -> Report:
         tuple(diagnoses),
         reason=reason,
         seconds=round(clock.seconds, 3),
+        missing=(f"mask_true={mask_true!r} has no effect on {form}.",) * (mask_true == "hide"),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mha_tutor import heads, masks
-from mha_tutor.contract.diagnosis import UNKNOWN
+from mha_tutor.contract.diagnosis import UNKNOWN, not_explained
 from mha_tutor.contract.mutants import MUTANTS
 from mha_tutor.contract.report import Diagnosis, Finding, Verdict
 from mha_tutor.contract.watch import CandidateError, Clock, quiet_call, what_changed
@@ -146,15 +146,20 @@ def _positional(function: Callable, most: bool = False) -> int:
 def _check(
     name: str, function: Callable, cases: list[Case], clock: Clock
 ) -> tuple[Findings, list[Diagnosis]]:
+    findings = _findings(name, function, cases, clock)
+    if not any(finding.verdict == Verdict.VIOLATED for finding in findings):
+        return findings, []
+    return findings, _named(name, function, cases, findings, clock)
+
+
+def _findings(name: str, function: Callable, cases: list[Case], clock: Clock) -> Findings:
     findings = [_values(name, function, cases, clock)]
     if name in ("split", "merge"):
         findings += _tensor_manners(name, function, cases[-1], clock)
     else:
         findings += _mask_manners(function, cases[-1], clock)
     findings.append(_no_trace(function, cases[-1], clock))
-    if not any(finding.verdict == Verdict.VIOLATED for finding in findings):
-        return findings, []
-    return findings, _named(name, function, cases, findings, clock)
+    return findings
 
 
 def _finding(name: str, promise: str, problem: str, example: str = "", clue: str = "") -> Finding:
@@ -248,8 +253,24 @@ def _named(
             if all(_agree(a, b) for a, b in zip(answers, theirs, strict=True)):
                 names.add(mutant.name)
                 break
-    found = [Diagnosis(m.name, m.story, m.chapter) for m in MUTANTS if m.name in names]
-    return found or [UNKNOWN]
+    mutants = [mutant for mutant in MUTANTS if mutant.name in names]
+    found = [Diagnosis(m.name, m.story, m.chapter) for m in mutants]
+    explained = {
+        finding.name
+        for mutant in mutants
+        for finding in _findings(name, getattr(mutant, name), cases, clock)
+        if finding.verdict == Verdict.VIOLATED
+    }
+    left = [
+        finding.name
+        for finding in findings
+        if finding.verdict == Verdict.VIOLATED
+        and not (finding.clue and finding.clue in names)
+        and finding.name not in explained
+    ]
+    if not found:
+        return [UNKNOWN]
+    return [*found, not_explained(left)] if left else found
 
 
 def _answer(case: Case, function: Callable, clock: Clock) -> Tensor | None:

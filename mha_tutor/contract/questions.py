@@ -80,6 +80,10 @@ def questions(subject: Subject) -> list[Question]:
                 add("masked in training", sizes, training=True, mask=chosen)
         if subject.takes_causal:
             add("causal", sizes, is_causal=True)
+    if subject.takes_causal and not subject.self_attention:
+        add("causal, one query", replace(main, L=1), is_causal=True)
+    if subject.causal and subject.form == "module":
+        add("causal in training", main, training=True)
     add("great scores", main, great=30.0)
     if subject.takes_mask:
         add("masked great scores", main, great=30.0, mask=random_mask(subject, main, SEED, 2))

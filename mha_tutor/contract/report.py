@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from enum import StrEnum
 
 __all__ = ["Diagnosis", "Finding", "Report", "Verdict"]
 
-WIDTH = 88
+WIDTH = 78
 
 
 class Verdict(StrEnum):
@@ -21,6 +22,7 @@ class Verdict(StrEnum):
     VIOLATED = "violated"
     CONVENTION = "documented convention"
     NOT_APPLICABLE = "not applicable"
+    NOT_ASKED = "could not be asked"
 
 
 MARKS = {
@@ -28,6 +30,7 @@ MARKS = {
     Verdict.VIOLATED: "✗",
     Verdict.CONVENTION: "~",
     Verdict.NOT_APPLICABLE: "·",
+    Verdict.NOT_ASKED: "?",
 }
 
 
@@ -82,6 +85,7 @@ class Report:
         notes: how the candidate was called, where that is a choice.
         reason: why it could not be checked, or not to the end; empty if it was.
         seconds: how long it took.
+        missing: what could not be found out about the candidate, and how to say it.
     """
 
     candidate: str
@@ -91,6 +95,7 @@ class Report:
     notes: tuple[str, ...] = ()
     reason: str = ""
     seconds: float = 0.0
+    missing: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return not self.reason and not self.violated
@@ -110,6 +115,11 @@ class Report:
         return self.with_verdict(Verdict.CONVENTION)
 
     @property
+    def not_asked(self) -> tuple[Finding, ...]:
+        """The findings that say nothing, because too little is known of the candidate."""
+        return self.with_verdict(Verdict.NOT_ASKED)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of the bugs found."""
         return tuple(diagnosis.name for diagnosis in self.diagnoses)
@@ -127,11 +137,16 @@ class Report:
         if self.reason and not self.findings:
             return f"{self.candidate}: could not be checked"
         holds = len(self.with_verdict(Verdict.HOLDS))
-        parts = [f"{holds} of {holds + len(self.violated)} properties hold"]
+        asked = " that could be asked" if self.not_asked else ""
+        parts = [f"{holds} of {holds + len(self.violated)} properties{asked} hold"]
         if self.conventions:
             number = len(self.conventions)
             parts.append(f"{number} documented convention{'s' * (number > 1)}")
-        return f"{self.candidate}: " + ", ".join(parts)
+        said = f"{self.candidate}: " + ", ".join(parts)
+        if self.not_asked:
+            reasons = "; ".join(dict.fromkeys(finding.detail for finding in self.not_asked))
+            said += f"; {len(self.not_asked)} could not ({reasons})"
+        return said
 
     def __repr__(self) -> str:
         return "\n".join(_text(self))
@@ -153,6 +168,7 @@ class Report:
         content["findings"] = tuple(Finding(**item) for item in findings)
         content["diagnoses"] = tuple(Diagnosis(**item) for item in content["diagnoses"])
         content["notes"] = tuple(content["notes"])
+        content["missing"] = tuple(content.get("missing", ()))
         return cls(**content)
 
 
@@ -161,6 +177,7 @@ def _shown(report: Report) -> Iterator[Finding]:
     for verdict in (
         Verdict.VIOLATED,
         Verdict.CONVENTION,
+        Verdict.NOT_ASKED,
         Verdict.HOLDS,
         Verdict.NOT_APPLICABLE,
     ):
@@ -168,7 +185,9 @@ def _shown(report: Report) -> Iterator[Finding]:
 
 
 def _text(report: Report) -> Iterator[str]:
-    yield report.headline
+    yield from _wrapped("", report.headline)
+    for missing in report.missing:
+        yield from _wrapped("? ", missing)
     if report.reason:
         yield from _wrapped("! ", report.reason)
     for diagnosis in report.diagnoses:
@@ -176,7 +195,7 @@ def _text(report: Report) -> Iterator[str]:
     if report.findings:
         yield ""
     width = max((len(finding.name) for finding in report.findings), default=0) + 1
-    width = max(width, len(Verdict.NOT_APPLICABLE) + 1)
+    width = max(width, len(Verdict.NOT_ASKED) + 1)
     for finding in (*report.violated, *report.conventions):
         head = f"{MARKS[finding.verdict]} {finding.name:<{width}}"
         yield from _wrapped(head, finding.promise)
@@ -185,7 +204,7 @@ def _text(report: Report) -> Iterator[str]:
             yield from _wrapped(indent, finding.detail)
         if finding.example:
             yield from _wrapped(indent, f"smallest case found: {finding.example}")
-    for verdict in (Verdict.HOLDS, Verdict.NOT_APPLICABLE):
+    for verdict in (Verdict.HOLDS, Verdict.NOT_ASKED, Verdict.NOT_APPLICABLE):
         names = ", ".join(finding.name for finding in report.with_verdict(verdict))
         if names:
             yield from _wrapped(f"{MARKS[verdict]} {verdict:<{width}}", names)
@@ -207,24 +226,35 @@ def _wrapped(head: str, text: str) -> Iterable[str]:
 
 
 def _html(report: Report) -> Iterator[str]:
-    yield f"<p><strong>{html.escape(report.headline)}</strong></p>"
+    yield f"<p><strong>{_marked_up(report.headline)}</strong></p>"
+    yield from (f"<p>{_marked_up(missing)}</p>" for missing in report.missing)
     if report.reason:
-        yield f"<p>{html.escape(report.reason)}</p>"
+        yield f"<p>{_marked_up(report.reason)}</p>"
     if report.diagnoses:
-        items = "".join(f"<li>{html.escape(str(item))}</li>" for item in report.diagnoses)
+        items = "".join(f"<li>{_marked_up(str(item))}</li>" for item in report.diagnoses)
         yield f"<ul>{items}</ul>"
     rows = []
     for finding in _shown(report):
         said = [finding.promise, finding.detail]
         if finding.example:
             said.append(f"smallest case found: {finding.example}")
-        words = "<br>".join(html.escape(text).replace("\n", "<br>") for text in said if text)
+        words = "<br>".join(_marked_up(text) for text in said if text)
         rows.append(
-            f"<tr><td>{MARKS[finding.verdict]} {finding.verdict}</td>"
-            f'<td style="text-align: left">{html.escape(finding.name)}</td>'
-            f'<td style="text-align: left">{words}</td></tr>'
+            f'<tr><td style="{CELL}">{MARKS[finding.verdict]} {finding.verdict}<br>'
+            f"<strong>{_marked_up(finding.name)}</strong></td>"
+            f'<td style="{CELL}">{words}</td></tr>'
         )
     if rows:
-        head = "<tr><th>verdict</th><th>property</th><th>what it says</th></tr>"
-        yield f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
-    yield from (f"<p>{html.escape(note)}</p>" for note in report.notes)
+        head = "<tr><th>verdict</th><th>what it says</th></tr>"
+        table = f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+        yield f'<div style="overflow-x: auto; max-width: 100%">{table}</div>'
+    yield from (f"<p>{_marked_up(note)}</p>" for note in report.notes)
+
+
+CELL = "text-align: left; vertical-align: top; white-space: normal; overflow-wrap: break-word"
+
+
+def _marked_up(text: str) -> str:
+    """Escape a text for HTML; what stands in backticks is code."""
+    text = html.escape(text).replace("\n", "<br>")
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)

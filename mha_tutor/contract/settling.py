@@ -38,7 +38,7 @@ def settled(subject):
             with torch.no_grad():
                 guess = subject.read_as(reading).simulation(steps).call(inputs)
             return same(guess, answer, subject.tol)
-        except (CandidateError, RuntimeError, ValueError):
+        except (CandidateError, RuntimeError, ValueError, ZeroDivisionError):
             return False
 
     for reading in guesses:

@@ -82,7 +82,7 @@ class _:
 
 @mutant(
     "softmax-overflows",
-    "The softmax takes exponentials without subtracting the largest score: great scores overflow.",
+    "The softmax takes exponentials without subtracting the largest score: large scores overflow.",
     4, FUNCTION, MODULE, BLACK_BOX,
 )  # fmt: skip
 class _:

@@ -9,6 +9,13 @@ from mha_tutor.contract.properties import (  # noqa: F401, I001
     precision,
     manners,
 )
-from mha_tutor.contract.properties.base import PROPERTIES, NotApplicable, Problem, Property
+from mha_tutor.contract.properties.base import (
+    PROPERTIES,
+    NotApplicable,
+    NotAsked,
+    Problem,
+    Property,
+    asked,
+)
 
-__all__ = ["PROPERTIES", "NotApplicable", "Problem", "Property"]
+__all__ = ["PROPERTIES", "NotApplicable", "NotAsked", "Problem", "Property", "asked"]

@@ -9,7 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PROPERTIES", "NotApplicable", "Problem", "Property", "difference", "same"]
+from mha_tutor.contract.watch import CandidateError, OutOfTime
+
+__all__ = [
+    "PROPERTIES",
+    "NotApplicable",
+    "NotAsked",
+    "Problem",
+    "Property",
+    "asked",
+    "difference",
+    "needs_causal",
+    "needs_mask",
+    "same",
+]
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,28 @@ class Problem:
 
 
 class NotApplicable(Exception):
-    """The property cannot be asked of this candidate; the text says why."""
+    """The property has no meaning for this candidate, as it is made; the text says why."""
+
+
+class NotAsked(NotApplicable):
+    """The property has a meaning, yet too little is known to ask it; the text says what is not."""
+
+
+def needs_mask(subject) -> None:
+    """Go on only if the candidate takes a mask, and it is known how."""
+    if not subject.takes_mask:
+        raise _lacks(subject, "no mask argument was found", "it takes no mask")
+
+
+def needs_causal(subject) -> None:
+    """Go on only if the candidate has an option for causal attention, and it is known which."""
+    if not subject.takes_causal:
+        raise _lacks(subject, "no causal argument was found", "it has no such argument")
+
+
+def _lacks(subject, unknown: str, nature: str) -> NotApplicable:
+    """Tell an argument that is not there from one that may have another name."""
+    return NotAsked(unknown) if subject.puzzling else NotApplicable(nature)
 
 
 @dataclass(frozen=True)
@@ -52,6 +86,23 @@ class Property:
 
 
 PROPERTIES: list[Property] = []
+
+
+def asked(prop: Property, subject, sizes, seed: int) -> Problem | None:
+    """Test a property; whatever the candidate does is a problem at most.
+
+    Raises:
+        NotApplicable: the property cannot be asked.
+        OutOfTime: there is no time left.
+    """
+    try:
+        return prop.test(subject, sizes, seed)
+    except CandidateError as error:
+        return Problem(str(error))
+    except (NotApplicable, OutOfTime):
+        raise
+    except Exception as error:  # a candidate can return things that break any test
+        return Problem(f"its answer cannot be judged: {type(error).__name__}: {error}")
 
 
 def attends(promise: str, *forms: str, shrinks: bool = True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, same
+from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, needs_mask, same
 from mha_tutor.contract.sizes import Sizes
 from mha_tutor.contract.subjects import Inputs
 from mha_tutor.contract.watch import CandidateError
@@ -45,7 +45,9 @@ def no_dropout_in_eval(subject, sizes, seed):
 )
 def dropout(subject, sizes, seed):
     seen = _seen(subject, seed)
-    return _judge_weights(seen) if seen else _judge_mean(subject, sizes, seed)
+    if seen:
+        return _judge_weights(seen)
+    return _acts_on_values(subject, seed) or _judge_mean(subject, sizes, seed)
 
 
 @attends("Each weight is dropped on its own, whatever becomes of the others.", shrinks=False)
@@ -96,6 +98,30 @@ def _seen(subject, seed) -> Seen | None:
         drawn = _single(torch.cat([read(dropping.call(many)) for _ in range(CALLS)]))
         if drawn is not None and (only is None or not _equal(drawn, calm)):
             return Seen(calm[0], drawn)
+    return None
+
+
+def _acts_on_values(subject, seed) -> Problem | None:
+    """Tell whether there is dropout of features before the output projection.
+
+    Each weight is read twice, so weights that are dropped stay equal in both readings, and
+    features do not. Dropout behind the output projection is the layer's own affair: with a
+    projection that gives all features the same sum it is seen to make them differ.
+    """
+    opened, summed = subject.opened(seed), subject.opened(seed, summed=True)
+    if opened is None or summed is None:
+        return None
+    candidate, inputs, read = opened
+    if _single(read(candidate.fresh().call(inputs))) is None:
+        return None
+    many = _many(inputs, SEQUENCES)
+    for only in (0, 1, 2):
+        dropping = candidate.with_dropout(P, only)
+        if dropping is None or _single(read(dropping.call(many))) is not None:
+            continue
+        out = summed[0].with_dropout(P, only).call(many)
+        if subject.form == "function" or _equal(out, out[..., :1].expand_as(out)):
+            return Problem("it drops features of the values, before or after they are mixed")
     return None
 
 
@@ -276,11 +302,10 @@ def _many(inputs: Inputs, times: int) -> Inputs:
 
 @attends("With dropout the mask still holds.", shrinks=False)
 def mask_with_dropout(subject, sizes, seed):
-    if not subject.takes_mask:
-        raise NotApplicable("it takes no mask")
     dropping = subject.with_dropout(0.3)
     if dropping is None:
         raise NotApplicable("it has no dropout")
+    needs_mask(subject)
     L, S = sizes.L, sizes.L if subject.self_attention else sizes.S
     hidden = 0 if subject.causal else S - 1
     mask = torch.ones(L, S, dtype=torch.bool, device=subject.device)

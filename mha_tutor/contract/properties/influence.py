@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, difference, same
+from mha_tutor.contract.properties.base import (
+    NotApplicable,
+    Problem,
+    attends,
+    difference,
+    needs_causal,
+    needs_mask,
+    same,
+)
 from mha_tutor.contract.subjects import Inputs
 
 
@@ -29,7 +37,7 @@ def batch(subject, sizes, seed):
 
 @attends("A masked key has no influence, and gets no gradient.")
 def masked_key(subject, sizes, seed):
-    _needs_mask(subject)
+    needs_mask(subject)
     L, S = sizes.L, sizes.S if not subject.self_attention else sizes.L
     if S < 2 or (subject.self_attention and L < 2):
         return None
@@ -45,10 +53,10 @@ def masked_key(subject, sizes, seed):
 @attends("With `is_causal` no query sees the future, and no gradient comes from there.")
 def future(subject, sizes, seed):
     options = {"is_causal": True}
-    if not subject.takes_causal:
-        if not subject.causal:
-            raise NotApplicable("it is not causal")
+    if subject.causal and not subject.takes_causal:
         options = {}
+    else:
+        needs_causal(subject)
     L, S = sizes.L, sizes.S if not subject.self_attention else sizes.L
     if L < 2 or S < 2:
         return None
@@ -137,8 +145,3 @@ def cross(subject, sizes, seed):
             if detail:
                 return Problem(f"an equal copy of the key as value gives another result: {detail}")
     return None
-
-
-def _needs_mask(subject) -> None:
-    if not subject.takes_mask:
-        raise NotApplicable("it takes no mask")

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, difference, same
+from mha_tutor.contract.properties.base import (
+    NotApplicable,
+    Problem,
+    attends,
+    difference,
+    needs_causal,
+    needs_mask,
+    same,
+)
+from mha_tutor.contract.properties.masking import random_mask
 from mha_tutor.contract.subjects import Inputs, first_tensor
 from mha_tutor.contract.watch import CandidateError, seeded, what_changed
 from mha_tutor.masks import causal_mask
@@ -28,7 +38,40 @@ def inputs_kept(subject, sizes, seed):
             if subject.form == "module" and name == "query":
                 clue = "query-modified"
             return Problem(f"{name} is changed in place", clue)
+    return _mask_kept(subject, inputs, sizes, seed) if subject.takes_mask else None
+
+
+def _mask_kept(subject, inputs: Inputs, sizes, seed) -> Problem | None:
+    """Look at masks of every shape and kind, also at one that is expanded."""
+    for words, mask in _masks(subject, sizes, seed):
+        before = mask.clone()
+        try:
+            with torch.no_grad():
+                subject.raw(inputs.copied(), mask)
+        except CandidateError as error:
+            if "memory location" in str(error):  # torch's words for writing to what is expanded
+                return Problem(f"{words} is written to, and {error}")
+            continue  # it may refuse some masks; other properties ask that
+        if not torch.equal(mask, before):
+            clue = "inputs-modified" if subject.form == "function" else ""
+            return Problem(f"{words} is changed in place", clue)
     return None
+
+
+def _masks(subject, sizes, seed) -> Iterator[tuple[str, torch.Tensor]]:
+    few = random_mask(subject, sizes, seed, 2)
+    L, S = few.shape
+    heads = sizes.H if subject.form == "function" else subject.adapter.num_heads or 1
+    shapes = {2: {"(L, S)": (L, S)}, 3: {"(B, L, S)": (sizes.B, L, S)}}
+    full = {"(B, 1, L, S)": (sizes.B, 1, L, S), "(B, H, L, S)": (sizes.B, heads, L, S)}
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(L, S, generator=generator, dtype=torch.float64)
+    for kind, mask in (("boolean", few), ("additive", numbers.to(subject.dtype))):
+        for name, shape in shapes.get(subject.mask_ndim, shapes[2] | full).items():
+            one = mask.to(subject.device)
+            yield f"a mask {name}, {kind},", one.expand(shape).contiguous()
+            if len(shape) > 2:
+                yield f"a mask {name}, {kind} and expanded,", one.clone().expand(shape)
 
 
 @attends("An input that is not contiguous gives the same result.")
@@ -135,7 +178,7 @@ def _changes(subject, inputs: Inputs) -> list[tuple[str, str]]:
     "module",
     shrinks=False,
 )
-def others_names(subject, sizes, seed):
+def parameter_names(subject, sizes, seed):
     inputs = subject.draw(sizes, seed)
     want = subject.call(inputs)
     other = copy.copy(subject)
@@ -177,8 +220,8 @@ def _value_matters(subject, sizes, seed) -> bool:
 
 @attends("A mask together with `is_causal` is refused.")
 def mask_with_causal(subject, sizes, seed):
-    if not (subject.takes_mask and subject.takes_causal):
-        raise NotApplicable("it does not take both")
+    needs_mask(subject)
+    needs_causal(subject)
     L, S = sizes.L, sizes.L if subject.self_attention else sizes.S
     if S < 2:
         return None
@@ -203,8 +246,7 @@ def mask_with_causal(subject, sizes, seed):
 
 @attends("A mask of the wrong shape is refused.")
 def mask_shape_refused(subject, sizes, seed):
-    if not subject.takes_mask:
-        raise NotApplicable("it takes no mask")
+    needs_mask(subject)
     L, S = sizes.L, sizes.L if subject.self_attention else sizes.S
     inputs = subject.draw(sizes, seed)
     mask = torch.ones(L + 1, S + 2, dtype=torch.bool, device=subject.device)

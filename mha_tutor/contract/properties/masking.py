@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, difference, same
-from mha_tutor.contract.properties.influence import _needs_mask
+from mha_tutor.contract.properties.base import (
+    NotApplicable,
+    NotAsked,
+    Problem,
+    attends,
+    difference,
+    needs_causal,
+    needs_mask,
+    same,
+)
+from mha_tutor.contract.properties.values import equal_values, what_one_gives
 from mha_tutor.contract.watch import CandidateError
 from mha_tutor.masks import causal_mask, padding_mask
 
@@ -30,7 +41,7 @@ def random_mask(subject, sizes, seed, ndim: int = 4) -> torch.Tensor:
 
 @attends("In a boolean mask True means “may attend”.")
 def polarity(subject, sizes, seed):
-    _needs_mask(subject)
+    needs_mask(subject)
     L, S = lengths(subject, sizes)
     if S < 2:
         return None
@@ -79,7 +90,7 @@ def _reads_upside_down(subject, inputs, L: int, S: int) -> bool:
 
 @attends("Masked attention equals the loops: masks (L, S), by batch, and padding.")
 def mask(subject, sizes, seed):
-    _needs_mask(subject)
+    needs_mask(subject)
     for each in dict.fromkeys([sizes, sizes.square]):
         problem = _masked_parity(subject, each, seed)
         if problem:
@@ -103,7 +114,7 @@ def _masked_parity(subject, sizes, seed):
     for name, chosen in masks.items():
         want = subject.expected(inputs, chosen)
         if want is None:
-            raise NotApplicable("its weights are not known")
+            raise NotAsked(subject.unknown)
         detail = difference(subject.call(inputs, chosen), want, subject.tol)
         if detail:
             return Problem(f"with {name}: {detail}")
@@ -115,7 +126,7 @@ def _masked_parity(subject, sizes, seed):
 
 @attends("A mask of floating-point numbers is added to the scores.")
 def additive_mask(subject, sizes, seed):
-    _needs_mask(subject)
+    needs_mask(subject)
     inputs = subject.draw(sizes, seed)
     L, S = lengths(subject, sizes)
     generator = torch.Generator().manual_seed(seed)
@@ -123,7 +134,7 @@ def additive_mask(subject, sizes, seed):
     bias = bias.to(subject.device, subject.dtype)
     want = subject.expected(inputs, bias)
     if want is None:
-        raise NotApplicable("its weights are not known")
+        raise NotAsked(subject.unknown)
     try:
         got = subject.call(inputs, bias)
     except CandidateError as error:
@@ -134,15 +145,15 @@ def additive_mask(subject, sizes, seed):
 
 @attends("`is_causal` lets query i see the keys j ≤ i, also where L ≠ S.")
 def causal(subject, sizes, seed):
-    if not subject.takes_causal:
-        raise NotApplicable("it has no such argument")
-    for each in dict.fromkeys([sizes.square, sizes]):
+    needs_causal(subject)
+    one = [] if subject.self_attention else [replace(sizes, L=1)]  # a query that sees one key
+    for each in dict.fromkeys([sizes.square, sizes, *one]):
         inputs = subject.draw(each, seed)
         got = subject.call(inputs, is_causal=True)
         want = subject.expected(inputs, is_causal=True)
         if want is None:
             if not subject.takes_mask:
-                raise NotApplicable("its weights are not known")
+                raise NotAsked(subject.unknown)
             seen = causal_mask(*lengths(subject, each), device=subject.device)
             want = subject.call(inputs, seen)
         detail = difference(got, want, subject.tol)
@@ -154,7 +165,7 @@ def causal(subject, sizes, seed):
 
 @attends("A query with nothing to attend to gets zeros, and zero gradients, never NaN.")
 def empty_row(subject, sizes, seed):
-    _needs_mask(subject)
+    needs_mask(subject)
     inputs = subject.draw(sizes, seed)
     L, _ = lengths(subject, sizes)
     mask = random_mask(subject, sizes, seed, 2)
@@ -172,7 +183,7 @@ def empty_row(subject, sizes, seed):
         return Problem("it gives NaN", clue, kind="nan")
     want = subject.expected(inputs, mask)
     if want is None:
-        raise NotApplicable("its weights are not known")
+        raise NotAsked(subject.unknown)
     if not same(out, want, subject.tol):
         return Problem(f"it does not give zeros: {difference(out, want, subject.tol)}", kind="mean")
     if out.requires_grad:
@@ -184,21 +195,17 @@ def empty_row(subject, sizes, seed):
 
 @attends("The weights sum to 1 under a mask too.")
 def masked_rows_sum_to_1(subject, sizes, seed):
-    _needs_mask(subject)
-    if subject.self_attention or subject.form == "module":
-        raise NotApplicable("told by the other properties of masks")
-    inputs = subject.draw(sizes, seed)
-    one = inputs.value[..., :1, :]
-    value = one.expand(*inputs.value.shape).contiguous()
-    got = subject.call(inputs._replace(value=value), random_mask(subject, sizes, seed, 2))
-    if same(got, one.expand_as(got), subject.tol):
+    needs_mask(subject)
+    inputs = equal_values(subject, subject.draw(sizes, seed))
+    got = subject.call(inputs, random_mask(subject, sizes, seed, 2))
+    if same(got, what_one_gives(subject, inputs).expand_as(got), subject.tol):
         return None
     return Problem("equal values come out changed when a mask is given")
 
 
 @attends("A mask leaves alone what it allows: with everything allowed nothing changes.")
 def full_mask(subject, sizes, seed):
-    _needs_mask(subject)
+    needs_mask(subject)
     inputs = subject.draw(sizes, seed)
     L, S = lengths(subject, sizes)
     everything = torch.ones(L, S, dtype=torch.bool, device=subject.device)
@@ -208,7 +215,7 @@ def full_mask(subject, sizes, seed):
 
 @attends("Hiding a key is the same as leaving it out.")
 def hidden_is_absent(subject, sizes, seed):
-    _needs_mask(subject)
+    needs_mask(subject)
     if subject.causal:
         raise NotApplicable("it is causal")
     for each in dict.fromkeys([sizes, sizes.square]):
@@ -235,7 +242,7 @@ def _hidden_is_absent(subject, sizes, seed):
 
 @attends("In a batch each sequence has its own mask.")
 def masks_by_sequence(subject, sizes, seed):
-    _needs_mask(subject)
+    needs_mask(subject)
     if subject.mask_ndim == 2:
         raise NotApplicable("its mask has no batch axis")
     if sizes.B < 2:

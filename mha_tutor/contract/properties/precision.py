@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, same
+from mha_tutor.contract.properties.base import NotAsked, Problem, attends, needs_mask, same
 from mha_tutor.contract.sizes import Sizes
 from mha_tutor.contract.watch import CandidateError
 
@@ -28,7 +28,10 @@ def dtype_kept(subject, sizes, seed):
     return None
 
 
-@attends("In half precision the error is at most a few times that of torch's own function.")
+@attends(
+    "In half precision the error is at most a few times that of torch's own function.",
+    shrinks=False,
+)
 def low_precision(subject, sizes, seed):
     big = Sizes(B=1, H=3, L=11, S=11 if subject.self_attention else 13, D=16, V=16)
     try:
@@ -40,21 +43,21 @@ def low_precision(subject, sizes, seed):
         inputs = cast.draw(big, seed)
         want = cast.expected(inputs)
         if want is None:
-            raise NotApplicable("its weights are not known")
+            raise NotAsked(subject.unknown)
         got = cast.call(inputs)
         error = _rms(got - want)
         theirs = _rms(cast.torch_answer(inputs) - want)
         if not error <= BOUND * theirs:
             return Problem(
-                f"the error in {name} is {error:.2g}, that of torch's own function {theirs:.2g}"
+                f"with {big.text(_letters(subject))} the error in {name} is {error:.2g}, that of "
+                f"torch's own function {theirs:.2g}"
             )
     return None
 
 
 @attends("A mask works in half precision too.", shrinks=False)
 def mask_in_half_precision(subject, sizes, seed):
-    if not subject.takes_mask:
-        raise NotApplicable("it takes no mask")
+    needs_mask(subject)
     L, S = sizes.L, sizes.L if subject.self_attention else sizes.S
     mask = torch.ones(L, S, dtype=torch.bool, device=subject.device).tril()
     for dtype, name in HALVES.items():
@@ -80,6 +83,10 @@ def _hides(subject, sizes, seed, mask) -> bool:
 
     before, after = (subject.call(each, mask) for each in (inputs, inputs.keys_mapped(moved)))
     return same(before[..., :-1, :], after[..., :-1, :], subject.tol)
+
+
+def _letters(subject) -> str:
+    return subject.letters.replace("V", "")
 
 
 def _rms(x: torch.Tensor) -> float:

@@ -7,11 +7,17 @@ import math
 import torch
 
 from mha_tutor.contract.mutants import find_mutant
-from mha_tutor.contract.properties.base import NotApplicable, Problem, attends, difference, same
+from mha_tutor.contract.properties.base import (
+    NotApplicable,
+    NotAsked,
+    Problem,
+    attends,
+    difference,
+    same,
+)
 from mha_tutor.contract.subjects import FunctionSubject, Inputs, first_tensor
 from mha_tutor.contract.watch import CandidateError
 
-UNKNOWN_WEIGHTS = "its weights are not known"
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -42,7 +48,7 @@ def parity(subject, sizes, seed):
         inputs = subject.draw(each, seed)
         want = subject.expected(inputs)
         if want is None:
-            raise NotApplicable(UNKNOWN_WEIGHTS)
+            raise NotAsked(subject.unknown)
         detail = difference(subject.call(inputs), want, subject.tol)
         if detail:
             return Problem(detail)
@@ -86,7 +92,7 @@ def heads_alone(subject, sizes, seed):
 def sum_over_heads(subject, sizes, seed):
     weights = subject.weights()
     if weights is None:
-        raise NotApplicable(UNKNOWN_WEIGHTS)
+        raise NotAsked(subject.unknown)
     inputs = subject.draw(sizes, seed)
     got = subject.call(inputs)
     want = _sum_of_heads(subject, weights, inputs)
@@ -131,7 +137,7 @@ def scale(subject, sizes, seed):
     inputs = subject.draw(sizes, seed)
     want = subject.expected(inputs)
     if want is None:
-        raise NotApplicable(UNKNOWN_WEIGHTS)
+        raise NotAsked(subject.unknown)
     got = subject.call(inputs)
     if same(got, want, subject.tol):
         return None
@@ -183,28 +189,32 @@ def _scaled(factor: float) -> type:
 
 @attends("The weights of a query sum to 1: equal values come out unchanged, whatever the keys.")
 def rows_sum_to_1(subject, sizes, seed):
-    if subject.self_attention:
-        x = subject.draw(sizes, seed).query[:, :1]
-        many = Inputs(x.expand(-1, sizes.L, -1).contiguous())
-        want = subject.call(Inputs(x)).expand(-1, sizes.L, -1)
-        got = subject.call(many)
-    else:
-        inputs = subject.draw(sizes, seed)
-        one = inputs.value[..., :1, :]
-        value = one.expand(*inputs.value.shape).contiguous()
-        got = subject.call(Inputs(inputs.query, inputs.key, value))
-        if isinstance(subject, FunctionSubject):
-            want = one.expand_as(got)
-        else:
-            alone = Inputs(inputs.query[:, :1], inputs.key[:, :1], one)
-            want = subject.call(alone).expand_as(got)
+    inputs = equal_values(subject, subject.draw(sizes, seed))
+    got = subject.call(inputs)
+    want = what_one_gives(subject, inputs).expand_as(got)
     if same(got, want, subject.tol):
         return None
     return Problem(difference(got, want, subject.tol).replace("the right one", "the value"))
 
 
-@attends("Great scores are neither cut off nor overflow: the softmax holds for every size.")
-def great_scores(subject, sizes, seed):
+def equal_values(subject, inputs: Inputs) -> Inputs:
+    """Give all keys the value of the first; in self-attention the tokens are equal then."""
+    if subject.self_attention:
+        x = inputs.query
+        return Inputs(x[:, :1].expand_as(x).contiguous())
+    value = inputs.value
+    return inputs._replace(value=value[..., :1, :].expand_as(value).contiguous())
+
+
+def what_one_gives(subject, inputs: Inputs) -> torch.Tensor:
+    """Return the output where the first key is the only one: its value, seen by the layer."""
+    if isinstance(subject, FunctionSubject):
+        return inputs.value[..., :1, :]
+    return subject.call(inputs.map(lambda x: x[:, :1].contiguous()))
+
+
+@attends("Large scores are neither cut off nor overflow: the softmax holds for every size.")
+def large_scores(subject, sizes, seed):
     inputs = subject.draw(sizes, seed)
     for factor in (3.0, 8.0):  # the scores grow with its square
         great = inputs.map(lambda x, factor=factor: x * factor)

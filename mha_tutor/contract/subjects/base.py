@@ -56,6 +56,9 @@ class Subject:
         causal: whether the candidate is causal by itself.
         conventions: property → what the candidate's documentation says where it differs.
         notes: how it was understood.
+        missing: what could not be found out, and how to say it.
+        unknown: why its weights are not known.
+        puzzling: arguments that it takes and nobody understands; a mask may be one of them.
     """
 
     form: str
@@ -70,12 +73,15 @@ class Subject:
     positions = False
     trainable = False
     mask_ndim = 4
+    unknown = "its weights are not known"
 
     def __init__(self, device: torch.device, clock: Clock) -> None:
         self.device = device
         self.clock = clock
         self.conventions: dict[str, str] = {}
         self.notes: list[str] = []
+        self.missing: list[str] = []
+        self.puzzling: tuple[str, ...] = ()
 
     # --- inputs ---------------------------------------------------------------------------
 
@@ -108,7 +114,8 @@ class Subject:
         Raises:
             CandidateError: there is none; the text says what came instead.
         """
-        out = first_tensor(self.raw(inputs.copied(), mask, is_causal, **options))
+        own = None if mask is None else mask.clone()
+        out = first_tensor(self.raw(inputs.copied(), own, is_causal, **options))
         wanted = self.output_shape(inputs)
         if tuple(out.shape) != wanted:
             raise CandidateError(
@@ -128,14 +135,24 @@ class Subject:
         """Return a subject that computes what these steps of a mutant would; None if unknown."""
         raise NotImplementedError
 
+    def stand_in(self, steps: tuple[type, ...]):
+        """Return a subject with these steps and weights like the candidate's, drawn if need be."""
+        return self.simulation(steps)
+
     # --- variants -------------------------------------------------------------------------
 
     def fresh(self) -> Subject:
         """Return the candidate as it was before the first call; a function cannot be reset."""
         return self
 
-    def opened(self, seed: int) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]] | None:
+    def opened(
+        self, seed: int, summed: bool = False
+    ) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]] | None:
         """Return the candidate in a state in which its output shows its weights, if there is one.
+
+        Args:
+            seed: for the inputs.
+            summed: let the output projection, if any, give every feature the sum of all.
 
         Returns:
             The candidate, inputs for it (one sequence), and what turns its output into

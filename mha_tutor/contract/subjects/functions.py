@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mha_tutor.contract.adapters import CAUSAL_NAMES, MASK_NAMES
+from mha_tutor.contract.adapters import CAUSAL_NAMES, MASK_NAMES, said_of_unused, sorted_out
 from mha_tutor.contract.sizes import Sizes
 from mha_tutor.contract.steps import Steps, as_function
 from mha_tutor.contract.subjects.base import (
@@ -53,6 +53,10 @@ class FunctionSubject(Subject):
         self.takes_dropout = everything or "dropout_p" in names
         self.takes_scale = everything or "scale" in names
         self.takes_gqa = everything or "enable_gqa" in names
+        used = {self.mask_name, self.causal_name, "dropout_p", "scale", "enable_gqa"}
+        self.puzzling, others = sorted_out([name for name in names[3:] if name not in used])
+        self.missing, more = said_of_unused("the function", self.puzzling, others)
+        self.notes += more
 
     def draw(self, sizes: Sizes, seed: int, dtype: torch.dtype | None = None) -> Inputs:
         B, H, L, S, D, V = sizes.B, sizes.H, sizes.L, sizes.S, sizes.D, sizes.V
@@ -61,7 +65,7 @@ class FunctionSubject(Subject):
     def raw(self, inputs: Inputs, mask=None, is_causal=False, **options) -> Any:
         if mask is not None:
             flip = self.inverted and mask.dtype == torch.bool
-            options[self.mask_name] = (~mask if flip else mask).clone()
+            options[self.mask_name] = ~mask if flip else mask
         if is_causal:
             options[self.causal_name] = True
         return quiet_call(self.function, *inputs, clock=self.clock, **options)[0]
@@ -79,7 +83,9 @@ class FunctionSubject(Subject):
     def torch_answer(self, inputs: Inputs) -> Tensor:
         return nn.functional.scaled_dot_product_attention(*inputs)
 
-    def opened(self, seed: int) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]]:
+    def opened(
+        self, seed: int, summed: bool = False
+    ) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]]:
         inputs = self.draw(replace(self.main, B=1, L=3, S=4), seed)
         shown = one_hot_twice(4).to(self.device, self.dtype)
         loud = loudness(inputs.value.shape[1]).to(shown)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mha_tutor.attention import scaled_dot_product_attention
-from mha_tutor.contract.adapters import Adapter
-from mha_tutor.contract.readings import Reading
+from mha_tutor.contract.adapters import Adapter, said_of_unused, sorted_out
+from mha_tutor.contract.readings import Reading, linear
 from mha_tutor.contract.sizes import Sizes, primes_without
 from mha_tutor.contract.steps import Layer, Weights
 from mha_tutor.contract.subjects.base import (
@@ -65,11 +65,12 @@ class ModuleSubject(Subject):
         set_dropout(self.module, 0.0)
         self.module.eval()
         self.pristine = copy.deepcopy(self.module)  # never called
-        taken = (adapter.embed_dim, adapter.num_heads or 0)
-        taken += (adapter.embed_dim // (adapter.num_heads or 1),)
-        B, L, S, *_ = primes_without(*taken)
-        self.main = Sizes(B=B, L=L, S=L if self.self_attention else S)
+        self._choose_sizes()
         self.notes = list(adapter.notes)
+        self.puzzling, others = sorted_out(adapter.unused)
+        said, more = said_of_unused("forward", self.puzzling, others)
+        self.notes += more
+        self.missing = [*self._said_of_weights(), *said]
 
     def read_as(self, reading: Reading | None) -> ModuleSubject:
         """Return the same with its weights in another place, or judged from outside."""
@@ -77,7 +78,35 @@ class ModuleSubject(Subject):
         other.adapter = self.adapter.read_as(reading, self.module)
         other.notes = [n for n in self.notes if n not in self.adapter.notes]
         other.notes = [*other.adapter.notes, *other.notes]
+        said = self._said_of_weights()
+        other.missing = [*other._said_of_weights(), *(x for x in self.missing if x not in said)]
+        other._choose_sizes()
         return other
+
+    @property
+    def unknown(self) -> str:
+        """Why its weights are not known."""
+        return self.adapter.unknown
+
+    def _said_of_weights(self) -> list[str]:
+        if self.adapter.weights is not None:
+            return []
+        known = self.adapter.num_heads is not None
+        first = self.unknown[0].upper() + self.unknown[1:]
+        heads = "" if known else "num_heads=…, "
+        if self.adapter.readings:
+            first += ", for the formula gave other numbers: it is wrong, or they lie elsewhere"
+        return [
+            f"{first}. It is judged from outside, where a wrong scale, say, cannot be seen. To be "
+            f"compared with the formula it needs {heads}usual names for its parameters "
+            "(the documentation of `check` lists them), or an `Adapter`."
+        ]
+
+    def _choose_sizes(self) -> None:
+        """Take primes, and none that is a size of the layer."""
+        E, H = self.adapter.embed_dim, self.adapter.num_heads
+        B, L, S, *_ = primes_without(E, H or 0, E // (H or 1))
+        self.main = Sizes(B=B, L=L, S=L if self.self_attention else S)
 
     def weights(self) -> Weights | None:
         """Return the four maps of the working copy, where they are known."""
@@ -91,10 +120,8 @@ class ModuleSubject(Subject):
         return self._randn(seed, shapes, dtype)
 
     def raw(self, inputs: Inputs, mask=None, is_causal=False, **options) -> Any:
-        if mask is not None:
-            mask = mask.clone()
-            if self.inverted and mask.dtype == torch.bool:
-                mask = ~mask
+        if mask is not None and self.inverted and mask.dtype == torch.bool:
+            mask = ~mask
         q = inputs.query
         k = q if inputs.key is None else inputs.key
         v = k if inputs.value is None else inputs.value
@@ -150,8 +177,30 @@ class ModuleSubject(Subject):
 
     def simulation(self, steps: tuple[type, ...], *, training: bool = False):
         weights = self.weights()
-        if weights is None:
-            return None
+        return None if weights is None else self._with_steps(steps, weights, training)
+
+    def stand_in(self, steps: tuple[type, ...]):
+        weights, a = self.weights(), self.adapter
+        if weights is not None:
+            return self._with_steps(steps, weights)
+        heads = [a.num_heads or 0, 3, 2, 1]
+        a = replace(a, num_heads=next(h for h in heads if h and a.embed_dim % h == 0))
+        other = copy.copy(self)
+        other.adapter = replace(a, num_kv_heads=a.num_heads)
+        generator = torch.Generator().manual_seed(0)
+
+        def drawn(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+            noise = torch.randn(rows, columns + 1, generator=generator, dtype=torch.float64)
+            noise = noise.to(self.device, self.dtype) * columns**-0.5
+            return noise[:, 1:].contiguous(), noise[:, 0].contiguous()
+
+        E = a.embed_dim
+        maps = (drawn(E, E), drawn(E, a.kdim), drawn(E, a.vdim), drawn(a.out_dim, E))
+        simulated = other._with_steps(steps, Weights(*maps))
+        simulated.adapter = replace(simulated.adapter, weights=None)  # judged from outside too
+        return simulated
+
+    def _with_steps(self, steps: tuple[type, ...], weights: Weights, training: bool = False):
         a = self.adapter
         layer = type("Simulated", (*steps, Layer), {}).from_weights(
             weights, a.num_heads, a.num_kv_heads
@@ -169,7 +218,15 @@ class ModuleSubject(Subject):
                 return module(query, key, value, mask)
             return module(query, key, value, mask, is_causal or always)
 
-        other.adapter = a.with_call(call)
+        names = ("q_proj", "k_proj", "v_proj", "out_proj")
+        maps = names if weights.out is not None else names[:3]
+
+        def found(module):
+            return Weights(
+                *[linear(getattr(module, name)) for name in maps], *[None] * (4 - len(maps))
+            )
+
+        other.adapter = replace(a, call=call, weights=found)
         return other
 
     def fresh(self) -> ModuleSubject:
@@ -183,7 +240,9 @@ class ModuleSubject(Subject):
         other.pristine = other.module  # as long as it is not called but through `fresh`
         return other
 
-    def opened(self, seed: int) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]] | None:
+    def opened(
+        self, seed: int, summed: bool = False
+    ) -> tuple[Subject, Inputs, Callable[[Tensor], Tensor]] | None:
         weights, a = self.weights(), self.adapter
         if weights is None:
             return None
@@ -207,10 +266,11 @@ class ModuleSubject(Subject):
             maps = a.weights(module)
             maps.v[0].copy_(shown.flatten(0, 1))
             if maps.out is not None:
-                maps.out[0].copy_(torch.eye(*maps.out[0].shape))
-            for linear in (maps.v, maps.out):
-                if linear is not None and linear[1] is not None:
-                    linear[1].zero_()
+                shape = maps.out[0].shape
+                maps.out[0].copy_(torch.ones(shape) if summed else torch.eye(*shape))
+            for each in (maps.v, maps.out):
+                if each is not None and each[1] is not None:
+                    each[1].zero_()
 
         def read(out: Tensor) -> Tensor:
             heads = out[..., : a.num_heads * width].unflatten(-1, (a.num_heads, width))
