@@ -8,6 +8,7 @@ from mha_tutor.contract.door import check
 from mha_tutor.contract.mutants import FORMS, MUTANTS, Mutant, combine, find_mutant
 from mha_tutor.contract.properties import PROPERTIES, Property
 from mha_tutor.contract.report import Diagnosis, Finding, Report, Verdict
+from mha_tutor.contract.steps import Weights
 
 __all__ = [
     "FORMS",
@@ -20,6 +21,7 @@ __all__ = [
     "Property",
     "Report",
     "Verdict",
+    "Weights",
     "check",
     "combine",
     "find_mutant",
