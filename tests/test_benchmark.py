@@ -4,11 +4,18 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from mha_tutor import benchmark
 from mha_tutor.benchmark import layers
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
 
 
 def test_all_layers_compute_the_same():
