@@ -98,11 +98,16 @@ def answer(candidate: Any, *inputs: Any, **options: Any) -> Any:
     try:
         got = candidate(*copies, **options)
     except NotImplementedError:
-        got = None
+        got = ...
     except Exception as error:  # whatever the reader's code raises
         raise Wrong(f"{called} it raises {type(error).__name__}: {_first_line(error)}") from error
-    if got is None or got is ...:
+    if got is ...:
         raise Missing("returns nothing yet. Put your code where the dots are.")
+    if got is None:
+        raise Missing(
+            "returns nothing yet. Put your code where the dots are; if it is there, a return is "
+            "missing."
+        )
     for before, after in zip(inputs, copies, strict=True):
         if isinstance(before, Tensor) and not _equal(before, after):
             raise Wrong(f"{called} it changes its input in place; make a new tensor instead.")
@@ -220,6 +225,8 @@ def shown(x: Any) -> str:
     """Write an input in a few words."""
     if isinstance(x, Tensor):
         return f"a tensor of shape {tuple(x.shape)}"
+    if callable(x):
+        return getattr(x, "__name__", _kind(x))
     return repr(x) if len(repr(x)) <= SHORT else _kind(x)
 
 

@@ -61,3 +61,20 @@ def test_odd_answers_are_wrong_and_raise_nothing(name):
         feedback = check(odd)
         assert not feedback, odd
         assert repr(feedback).startswith("✗ "), odd
+
+
+def test_a_forgotten_return_is_told():
+    def forgets(x):
+        x.transpose(1, 2).flatten(2)
+
+    assert "a return is missing" in repr(exercises.merge(forgets))
+    assert "a return is missing" not in repr(exercises.merge(lambda x: ...))
+
+
+def test_a_function_is_shown_by_its_name():
+    def unlucky(split, merge):
+        raise ValueError("no")
+
+    assert "called with split_heads, merge_heads it raises ValueError: no" in repr(
+        exercises.heads_test(unlucky)
+    )
