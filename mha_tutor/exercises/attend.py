@@ -329,6 +329,7 @@ def join_pieces(candidate: Any) -> str:
             "two first, as in the safe softmax.": torch.full_like(want, torch.nan)
         },
     )
+    _check_own_maximum(candidate, scores, value)
     out, lse = pieces[:2]
     empty = torch.zeros_like(out), torch.full_like(lse, -inf)
     for pair in ((out, lse, *empty), (*empty, out, lse)):
@@ -338,7 +339,8 @@ def join_pieces(candidate: Any) -> str:
             "where one piece is all masked (lse = −∞)",
             {
                 "a piece that is all masked (lse = −∞) must have no say, and the other piece "
-                "stays as it is; here comes NaN. Which difference or product is ∞ − ∞ or 0 · ∞?": (
+                "stays as it is; here comes NaN. Look for ∞ − ∞, 0 · ∞ or ∞/∞; exp(lse_2 − lse_1), "
+                "too, is ∞ where lse_1 = −∞.": (
                     torch.full_like(out, torch.nan)
                 ),
                 "a piece that is all masked (lse = −∞) must have no say; it is averaged in.": (
@@ -347,6 +349,23 @@ def join_pieces(candidate: Any) -> str:
             },
         )
     return "Two pieces give what all keys give at once."
+
+
+def _check_own_maximum(candidate: Any, scores: Tensor, value: Tensor) -> None:
+    """Put queries near 10,000, near 0 and near −10,000 into one table."""
+    shift = torch.tensor([1e4, 0.0, -1e4], dtype=torch.float64)[:, None]
+    pieces = _pieces(scores + shift, value)
+    got = answer(candidate, *pieces)
+    want = torch.softmax(scores, -1) @ value
+    when = "where one query's scores are near 10,000, one's near 0, one's near −10,000,"
+    if isinstance(got, Tensor) and got.shape == want.shape:
+        finite = got.detach().isfinite()
+        if finite[:, 0].all() and not finite[:, 1:].any():
+            raise Wrong(
+                f"{when} the others are NaN or infinite: one maximum for the whole table makes "
+                "every exp of theirs 0. Each query needs its own: torch.maximum(lse_1, lse_2)."
+            )
+    expect(got, want, when)
 
 
 def _pieces(scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -301,6 +301,23 @@ def lined_up_wrongly(out_1, lse_1, out_2, lse_2):
     return share * out_1 + (1 - share) * out_2
 
 
+def by_one_maximum(lse_1, lse_2):
+    top = torch.maximum(lse_1, lse_2).max()
+    e_1, e_2 = (lse_1 - top).exp(), (lse_2 - top).exp()
+    return e_1 / (e_1 + e_2), e_2 / (e_1 + e_2)
+
+
+def by_one_total(lse_1, lse_2):
+    top = torch.maximum(lse_1, lse_2).max()
+    total = top + ((lse_1 - top).exp() + (lse_2 - top).exp()).log()
+    return (lse_1 - total).exp(), (lse_2 - total).exp()
+
+
+def by_ratio(lse_1, lse_2):  # ∞/∞ where the first piece is masked
+    ratio = (lse_2 - lse_1).exp()
+    return 1 / (1 + ratio), ratio / (1 + ratio)
+
+
 def by_a_product(lse_1, lse_2):  # 0 · ∞ where a piece is masked
     share = torch.sigmoid(lse_1 - lse_2)
     return share, (1 - share) * (lse_2 - lse_2).exp()
@@ -319,7 +336,10 @@ def by_a_product(lse_1, lse_2):  # 0 · ∞ where a piece is masked
             "after sub",
         ),
         (joined(by_exp), "∞/∞ is NaN"),
-        (joined(by_a_product), "∞ − ∞ or 0 · ∞"),
+        (joined(by_one_maximum), "one maximum for the whole table"),
+        (joined(by_one_total), "one maximum for the whole table"),
+        (joined(by_ratio), "0 · ∞ or ∞/∞; exp(lse_2 − lse_1), too, is ∞"),
+        (joined(by_a_product), "∞ − ∞, 0 · ∞ or ∞/∞"),
         (lined_up_wrongly, "share[..., None]"),
         (lambda o, m, p, n: o, "left out"),
         (lambda o, m, p, n: joined(by_sigmoid)(o, m, p, n).numpy(), "an ndarray, not a tensor"),
