@@ -268,6 +268,7 @@ def whole_layer(candidate: Any) -> str:
     wrong = [finding for finding in report.violated if finding.name not in OPTIONAL]
     if wrong or report.reason:
         raise Wrong(_in_a_few_words(report, wrong))
+    _check_defaults(layer)
     _check_other_size(candidate)
     return "mha_tutor.check finds nothing wrong with it."
 
@@ -310,6 +311,21 @@ def _in_a_few_words(report: Any, wrong: list) -> str:
         told = [f"{first.promise} Here {detail}." if detail else first.promise]
     more = f" {len(wrong)} properties fail; mha_tutor.check tells the rest."
     return " ".join(told[:MOST]) + (more if len(wrong) > 1 else "")
+
+
+def _check_defaults(layer: nn.Module) -> None:
+    """Call forward(query, key), with as many keys as queries first: there nothing raises."""
+    for L, S in ((5, 5), (5, 7)):
+        query, key = draw(2, L, 15), draw(2, S, 15, seed=1)
+        mistakes = {}
+        if L == S:
+            mistakes[
+                "without a value, forward(query, key) mixes the query; the key should be the "
+                "value, too."
+            ] = answer(layer, query, key, query).detach()
+        want = answer(layer, query, key, key).detach()
+        when = f"called as forward(query, key), without a value, for L={L} and S={S}"
+        expect(answer(layer, query, key), want, when, mistakes)
 
 
 def _check_other_size(candidate: Any) -> None:

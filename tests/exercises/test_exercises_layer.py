@@ -461,6 +461,17 @@ class ValueFromKey(Layer):
         return super().forward(query, key, key, attn_mask)
 
 
+class ValueFromQuery(Layer):
+    def forward(self, query, key=None, value=None, attn_mask=None):
+        return super().forward(query, key, query if value is None else value, attn_mask)
+
+
+class NoDefaultValue(Layer):
+    def forward(self, query, key=None, value=None, attn_mask=None):
+        value = torch.zeros_like(query if key is None else key) if value is None else value
+        return super().forward(query, key, value, attn_mask)
+
+
 class TwoBugs(ScaledByWidth):
     def merge(self, heads):
         return MergedWrongly.merge(self, heads)
@@ -514,6 +525,8 @@ class Plain:
         (TwoBugs, "properties fail; mha_tutor.check tells the rest"),
         (Shared, "Linear(D, D), shared by the heads"),
         (ReturnsPair, "tensor"),
+        (ValueFromQuery, "the key should be the value, too"),
+        (NoDefaultValue, "✗"),
         (Renamed, "forward takes query, key, value, attn_mask, in this order"),
         (NoHeads, "keep the number of heads in self.num_heads"),
         (Raises, "it raises RuntimeError"),
