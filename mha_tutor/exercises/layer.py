@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -293,6 +294,12 @@ def _made(candidate: Any, embed_dim: int, num_heads: int) -> nn.Module:
             raise Wrong(
                 f"self.{name} is Linear{size}; with embed_dim={embed_dim} it should be "
                 f"Linear({embed_dim}, {embed_dim})."
+            )
+    for first, second in itertools.combinations(LINEARS, 2):
+        if getattr(layer, first).weight is getattr(layer, second).weight:
+            raise Wrong(
+                f"self.{first} and self.{second} share one matrix. Make four linear layers, each "
+                "with numbers of its own."
             )
     if getattr(layer, "num_heads", None) != num_heads:
         raise Wrong("keep the number of heads in self.num_heads.")

@@ -472,6 +472,18 @@ class NoDefaultValue(Layer):
         return super().forward(query, key, value, attn_mask)
 
 
+class OneForTwo(Layer):
+    def __init__(self, embed_dim, num_heads):
+        super().__init__(embed_dim, num_heads)
+        self.k_proj = self.q_proj
+
+
+class TiedWeights(Layer):
+    def __init__(self, embed_dim, num_heads):
+        super().__init__(embed_dim, num_heads)
+        self.out_proj.weight = self.v_proj.weight
+
+
 class TwoBugs(ScaledByWidth):
     def merge(self, heads):
         return MergedWrongly.merge(self, heads)
@@ -527,6 +539,8 @@ class Plain:
         (ReturnsPair, "tensor"),
         (ValueFromQuery, "the key should be the value, too"),
         (NoDefaultValue, "✗"),
+        (OneForTwo, "self.q_proj and self.k_proj share one matrix"),
+        (TiedWeights, "self.v_proj and self.out_proj share one matrix"),
         (Renamed, "forward takes query, key, value, attn_mask, in this order"),
         (NoHeads, "keep the number of heads in self.num_heads"),
         (Raises, "it raises RuntimeError"),
