@@ -304,6 +304,14 @@ def view_fits(candidate: Any) -> str:
             "as go in.": lambda shape, strides, new: (
                 math.prod(shape) != math.prod(new) or _fits(shape, strides, new)
             ),
+            "some of the new sizes are left over when all axes of x are used up. As many numbers "
+            "must come out as go in.": lambda shape, strides, new: _fits(
+                shape, strides, new, rest=False
+            ),
+            "some axes of x are left over when all new sizes are used up. As many numbers must "
+            "come out as go in.": lambda shape, strides, new: any(
+                _fits(shape[:n], strides[:n], new) for n in range(len(shape) + 1)
+            ),
         },
     )
     return f"You predict what view does, in {len(_VIEWS)} cases."
@@ -331,6 +339,8 @@ _VIEWS: list[tuple[Shape, Shape, Shape]] = [
     ((2, 3, 4), (24, 4, 1), (6, 4)),
     ((3, 4), (1, 0), (12,)),  # expanded
     ((3, 4), (0, 0), (12,)),
+    ((2, 3), (3, 1), (2, 3, 5)),  # more numbers than there are, at the end
+    ((4, 6), (8, 1), (4,)),  # and fewer
 ]
 
 
@@ -347,7 +357,9 @@ def _contiguous(shape: Shape, strides: Shape) -> bool:
     return torch.empty_strided(shape, strides, device="cpu").is_contiguous()
 
 
-def _fits(shape: Shape, strides: Shape, new_shape: Shape, drop: bool = True) -> bool:
+def _fits(
+    shape: Shape, strides: Shape, new_shape: Shape, drop: bool = True, rest: bool = True
+) -> bool:
     """Fold neighbors where one stride serves both; the new shape must cut between what is left."""
     runs: list[tuple[int, int]] = []  # numbers, stride of the innermost axis
     for size, stride in zip(shape, strides, strict=True):
@@ -364,4 +376,4 @@ def _fits(shape: Shape, strides: Shape, new_shape: Shape, drop: bool = True) -> 
             made *= sizes.pop(0)
         if made != numbers:
             return False
-    return not sizes
+    return not sizes or not rest
