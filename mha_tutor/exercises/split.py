@@ -116,11 +116,19 @@ def one_suffices(candidate: Any) -> str:
             "for seven tokens with three independent features": (draw(7, 3), draw(7, 3, seed=1)),
             "for seven tokens with two equal features of three": (twice, draw(7, 3, seed=1)),
             "for a Y = X @ W that has its features mixed": (draw(3, 5), draw(3, 5) @ draw(5, 5)),
+            "for the running example with its features mixed by a random W,": (
+                seq,
+                seq @ draw(6, 6),
+            ),
             "for a Y of rank 1": (seq, draw(4, 1) @ draw(1, 6, seed=1)),
         },
         _one_suffices,
         truth,
         {
+            "this asks whether the tokens of X are independent, and never looks at Y. Dependent "
+            "tokens reach some Y, and independent ones need not reach all.": lambda x, y: (
+                _rank(x) == x.shape[0]
+            ),
             "this asks for X @ W = Y, a matrix on features. A stands on the left and mixes "
             "rows.": lambda x, y: bool(_rank(torch.cat([x, y], dim=1)) == _rank(x)),
             "this asks whether all features of X are independent. Then one A reaches every Y. "
@@ -136,7 +144,7 @@ def one_suffices(candidate: Any) -> str:
             "so use torch.allclose.": lambda x, y: torch.equal(y @ torch.linalg.pinv(x) @ x, y),
         },
     )
-    return "Your rule is right on eight pairs X, Y."
+    return "Your rule is right on nine pairs X, Y."
 
 
 @exercise

@@ -164,6 +164,7 @@ def test_one_suffices(name):
     [
         (lambda X, Y: rank(torch.cat([X, Y], dim=1)) == rank(X), "X @ W = Y"),
         (lambda X, Y: torch.allclose(X @ torch.linalg.pinv(X) @ Y, Y), "X @ W = Y"),
+        (lambda X, Y: rank(X) == len(X), "whether the tokens of X are independent"),
         (lambda X, Y: rank(X) == X.shape[1], "all features of X"),
         (lambda X, Y: len(X) >= X.shape[1], "counts tokens"),
         (lambda X, Y: rank(Y) <= rank(X), "at most that of X"),
