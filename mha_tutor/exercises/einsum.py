@@ -188,9 +188,8 @@ def layer_by_einsum(candidate: Any) -> str:
             "the softmax runs over the heads; it must run over the keys.": out(scaled.softmax(1)),
             "the scores are mixed with no softmax.": out(scaled),
             "the weights have their queries and keys exchanged.": out(scaled.softmax(-1).mT),
-            "queries and keys have changed parts: the scores' letters are in the wrong order.": out(
-                scaled.mT.softmax(-1)
-            ),
+            "queries and keys have traded places: the scores' letters are in the wrong order, or "
+            "w_q and w_k are exchanged.": out(scaled.mT.softmax(-1)),
             "nothing is mixed: the values have the letter of the queries. They stand at the keys' "
             "positions.": out(torch.eye(7, device="cpu").to(v)),
             "keys are mixed; the values are to be.": out(scaled.softmax(-1), k),

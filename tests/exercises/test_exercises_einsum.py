@@ -198,7 +198,7 @@ def with_act(act, mix=None):
         (with_act(lambda s: (s / 5**0.5).softmax(1)), "over the heads"),
         (with_act(lambda s: s / 5**0.5), "no softmax"),
         (with_act(lambda s: (s / 5**0.5).softmax(-1), "nhkq,nkhd->nqhd"), "have their queries"),
-        (with_act(lambda s: (s.mT / 5**0.5).softmax(-1)), "changed parts"),
+        (with_act(lambda s: (s.mT / 5**0.5).softmax(-1)), "letters are in the wrong order"),
         (with_act(lambda s: (s / 5**0.5).softmax(-1), "nhqk,nqhd->nqhd"), "nothing is mixed"),
         (
             with_act(lambda s: (s.sum(1, keepdim=True) / 5**0.5).softmax(-1).expand_as(s)),
@@ -207,7 +207,7 @@ def with_act(act, mix=None):
         (lambda x, q, k, v, o: layer(x, q, k, k, o), "keys are mixed"),
         (lambda x, q, k, v, o: layer(x, q, k, v, o).mT, "the shape is (2, 11, 7)"),
         (lambda x, q, k, v, o: layer(x, q, k, v, o.movedim(0, -1)), "raises RuntimeError"),
-        (lambda x, q, k, v, o: layer(x, k, q, v, o), "changed parts"),
+        (lambda x, q, k, v, o: layer(x, k, q, v, o), "or w_q and w_k are exchanged"),
     ],
     ids=range(15),
 )
