@@ -303,6 +303,13 @@ def _spec(candidate: Any) -> str:
 def _run(candidate: Any, *operands: Tensor) -> Tensor:
     """Run a spec, or say what is wrong with it, in words of the axes."""
     spec = _spec(candidate)
+    left = spec.partition("->")[0]
+    if "," not in left and len(left) == sum(x.ndim for x in operands):
+        first = operands[0].ndim
+        raise Wrong(
+            f"{left!r} is read as one operand. Put a comma between the two: "
+            f"'{left[:first]},{left[first:]}'."
+        )
     try:
         explain_einsum(spec, *operands)
     except ValueError as error:

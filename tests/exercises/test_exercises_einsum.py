@@ -55,6 +55,7 @@ def test_scores_spec(right):
         ("bhld,bhsd->bhld", "the shape is (2, 3, 5, 11)"),
         ("ij,jk->ik", "'ij' names 2 axes"),
         ("bhld->bhld", "1 operand(s), but 2"),
+        ("bhldbhsd->bhls", "Put a comma between the two: 'bhld,bhsd'"),
         ("bhld,bhsd->bhlz", "letter 'z' of the output"),
         (42, "this is an int; the answer looks like 'ij,jk->ik'"),
     ],
@@ -88,6 +89,7 @@ def test_output_spec(right):
         ("bhld,ohd->blo", "letter 'h' is 3"),
         ("blhd,hod->blo", "letter 'h' is 5"),
         ("bld,od->blo", "'bld' names 3 axes"),
+        ("bhldhod->blo", "Put a comma between the two: 'bhld,hod'"),
     ],
 )
 def test_output_spec_wrong(wrong, sentence):
