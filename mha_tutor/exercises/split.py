@@ -13,6 +13,8 @@ from mha_tutor.heads import head_columns, head_rows, merge_heads, split_heads
 
 __all__ = ["head_shares", "one_head", "one_suffices", "recover_tables"]
 
+FLOAT32_TOL = 1e-3  # of tables that come from a system solved in float32
+
 X = torch.arange(48, dtype=torch.float64, device="cpu").reshape(2, 4, 6)  # the running example
 W = torch.tensor(
     [
@@ -152,7 +154,7 @@ def recover_tables(candidate: Any) -> str:
     """Recover A from outside: `recover_tables(layer, length, embed_dim, num_heads)` → (H, L, L)."""
     tables = draw(3, 4, 4)
     expect(
-        answer(candidate, _layer(tables, 6), 4, 6, 3),
+        _recovered(answer(candidate, _layer(tables, 6), 4, 6, 3), tables),
         tables,
         "for a layer of 3 heads, 4 tokens and 6 features",
         {
@@ -177,11 +179,19 @@ def recover_tables(candidate: Any) -> str:
     )
     other = draw(2, 7, 7, seed=1)
     expect(
-        answer(candidate, _layer(other, 10), 7, 10, 2),
+        _recovered(answer(candidate, _layer(other, 10), 7, 10, 2), other),
         other,
         "for a layer of 2 heads, 7 tokens and 10 features",
     )
     return "You have found all tables, without seeing one."
+
+
+def _recovered(got: Any, tables: Tensor) -> Any:
+    """Take float32 tables for the right ones if they are, up to the rounding of a solver."""
+    if isinstance(got, Tensor) and got.dtype == torch.float32 and got.shape == tables.shape:
+        near = torch.allclose(got.detach().cpu().double(), tables, rtol=0, atol=FLOAT32_TOL)
+        return tables if near else got
+    return got
 
 
 def _rank(x: Tensor) -> int:
@@ -193,13 +203,17 @@ def _one_suffices(x: Tensor, y: Tensor) -> bool:
 
 
 def _layer(tables: Tensor, embed_dim: int) -> Callable[[Tensor], Tensor]:
-    """Return a function that mixes each slice of the features by its own table."""
+    """Return a function that mixes each slice of the features by its own table.
+
+    It answers in the dtype of its input, and in float64 where that is whole numbers.
+    """
     num_heads, length, _ = tables.shape
 
     def layer(x: Tensor) -> Tensor:
         if x.shape[-2:] != (length, embed_dim):
             shape = f"(…, {length}, {embed_dim})"
             raise ValueError(f"the layer takes a tensor of shape {shape}, got {tuple(x.shape)}")
-        return merge_heads(tables.to(x.device) @ split_heads(x.double(), num_heads))
+        mixed = merge_heads(tables.to(x.device) @ split_heads(x.double(), num_heads))
+        return mixed.to(x.dtype) if x.is_floating_point() else mixed
 
     return layer

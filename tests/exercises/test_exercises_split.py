@@ -206,7 +206,21 @@ def by_least_squares(layer, length, embed_dim, num_heads):
     return y @ torch.linalg.pinv(x)
 
 
-@pytest.mark.parametrize("right", [recover_tables, by_loops, by_least_squares])
+def by_lstsq(layer, length, embed_dim, num_heads, dtype=torch.float32):
+    gen = torch.Generator().manual_seed(0)
+    x = torch.randn(length, length, embed_dim, generator=gen, dtype=dtype)
+    x, y = split_heads(x, num_heads), split_heads(layer(x), num_heads)
+    x, y = (t.permute(1, 0, 3, 2).flatten(1, 2) for t in (x, y))  # (H, examples, L)
+    return torch.linalg.lstsq(x, y).solution.mT
+
+
+def by_lstsq_in_double(*args):
+    return by_lstsq(*args, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "right", [recover_tables, by_loops, by_least_squares, by_lstsq, by_lstsq_in_double]
+)
 def test_recover_tables(right):
     assert exercises.recover_tables(right)
 
@@ -234,6 +248,7 @@ def reads(features):
         (lambda *args: recover_tables(*args).permute(1, 2, 0), "comes last; put it first"),
         (lambda *args: recover_tables(*args).permute(2, 1, 0), "comes last, and"),
         (lambda layer, L, E, H: layer(torch.ones(L, E))[:, :: E // H].T, "sums of the rows"),
+        (lambda *args: by_lstsq(*args) + 0.01, "the numbers are not"),
         (reads([0, 2, 4]), "for a layer of 2 heads, 7 tokens"),
         (lambda layer, L, E, H: layer(torch.eye(L)), "the layer takes a tensor of shape (…, 4, 6)"),
         (lambda layer, L, E, H: layer(torch.zeros(L, E)), "the shape is (4, 6)"),
