@@ -252,6 +252,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj")
 ARGUMENTS = ["query", "key", "value", "attn_mask"]
 # Not asked for in the exercise, and no mistake.
 OPTIONAL = {"additive mask", "lengths refused", "mask shape refused", "width refused"}
+HALF_MASK = "mask in half precision"
 MOST = 3  # bugs to tell at once
 
 
@@ -268,7 +269,7 @@ def whole_layer(candidate: Any) -> str:
     report = check(layer, "module")
     wrong = [finding for finding in report.violated if finding.name not in OPTIONAL]
     if wrong or report.reason:
-        raise Wrong(_in_a_few_words(report, wrong))
+        raise Wrong(_in_a_few_words(report, wrong, getattr(candidate, "__name__", "layer")))
     _check_defaults(layer)
     _check_other_size(candidate)
     return "mha_tutor.check finds nothing wrong with it."
@@ -309,15 +310,24 @@ def _made(candidate: Any, embed_dim: int, num_heads: int) -> nn.Module:
     return layer
 
 
-def _in_a_few_words(report: Any, wrong: list) -> str:
+def _in_a_few_words(report: Any, wrong: list, name: str) -> str:
     if not wrong:
         return f"it could not be checked: {report.reason}"
+    if [finding.name for finding in wrong] == [HALF_MASK]:  # the empty rows are zeros then
+        return (
+            f"all holds but a mask in half precision: {_first_detail(wrong)}. A large negative "
+            "number may not exist there; fill with −∞, which does."
+        )
     told = [str(diagnosis) for diagnosis in report.diagnoses if diagnosis.name != "unknown"]
     if not told:
-        first, detail = wrong[0], wrong[0].detail.partition("\n")[0]
-        told = [f"{first.promise} Here {detail}." if detail else first.promise]
-    more = f" {len(wrong)} properties fail; mha_tutor.check tells the rest."
+        detail = _first_detail(wrong)
+        told = [f"Should hold: {wrong[0].promise}" + (f" Here {detail}." if detail else "")]
+    more = f" {len(wrong)} properties fail; mha_tutor.check({name}(15, 3)) tells the rest."
     return " ".join(told[:MOST]) + (more if len(wrong) > 1 else "")
+
+
+def _first_detail(wrong: list) -> str:
+    return wrong[0].detail.partition("\n")[0]
 
 
 def _check_defaults(layer: nn.Module) -> None:

@@ -372,7 +372,17 @@ class ByPackage(MultiHeadAttention):
         return super().forward(query, key, value, attn_mask)
 
 
-@pytest.mark.parametrize("layer", [Layer, ByReshape, ByTorch, WithoutBias, ByPackage])
+class SmallestFillThenZeros(Layer):
+    def weights(self, scores, mask):
+        if mask is None:
+            return scores.softmax(-1)
+        weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+        return weights.masked_fill(~mask.any(-1, keepdim=True), 0)
+
+
+@pytest.mark.parametrize(
+    "layer", [Layer, ByReshape, ByTorch, WithoutBias, ByPackage, SmallestFillThenZeros]
+)
 def test_whole_layer_right(layer):
     feedback = exercises.whole_layer(layer)
     assert feedback, feedback
@@ -444,6 +454,19 @@ class Textbook(Layer):
 class FiniteFill(Layer):
     def weights(self, scores, mask):
         return (scores if mask is None else scores.masked_fill(~mask, -1e4)).softmax(-1)
+
+
+class FiniteFillThenZeros(Layer):
+    def weights(self, scores, mask):
+        if mask is None:
+            return scores.softmax(-1)
+        weights = scores.masked_fill(~mask, -1e9).softmax(-1)
+        return weights.masked_fill(~mask.any(-1, keepdim=True), 0)
+
+
+class ScoresCubed(Layer):  # a bug that no one has named
+    def scores(self, q, k):
+        return super().scores(q, k) ** 3 + 1e-2 * k.sum(-1)[..., None, :].cos()
 
 
 class Unmasked(Layer):
@@ -534,7 +557,9 @@ class Plain:
     [
         (Fixed, "holds for embed_dim=15 and 3 heads, but for 8 and 4"),
         (FiniteFill, "large negative number"),
-        (TwoBugs, "properties fail; mha_tutor.check tells the rest"),
+        (FiniteFillThenZeros, "all holds but a mask in half precision: in float16 it raises"),
+        (ScoresCubed, "✗ ScoresCubed: Should hold: "),
+        (TwoBugs, "properties fail; mha_tutor.check(TwoBugs(15, 3)) tells the rest"),
         (Shared, "Linear(D, D), shared by the heads"),
         (ReturnsPair, "tensor"),
         (ValueFromQuery, "the key should be the value, too"),
