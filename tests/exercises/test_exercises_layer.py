@@ -266,7 +266,31 @@ def crossed_by_package(layer, query, source, lengths):
     return ours(query, source, attn_mask=real, need_weights=True)
 
 
-@pytest.mark.parametrize("cross", [crossed(), crossed_by_attn_mask, crossed_by_package])
+def crossed_by_numbers(hide=lambda j, n: j >= n, as_attn_mask=False):
+    """Pass a mask of float32 numbers, to add."""
+
+    def cross(layer, query, source, lengths):
+        hidden = hide(torch.arange(source.shape[1]), lengths[:, None])
+        bias = torch.zeros(hidden.shape, dtype=torch.float32).masked_fill(hidden, -inf)
+        if as_attn_mask:  # (B · H, L, S)
+            bias = bias.repeat_interleave(layer.num_heads, 0)[:, None]
+            bias = bias.expand(-1, query.shape[1], -1)
+            return layer(query, source, source, attn_mask=bias, average_attn_weights=False)
+        return layer(query, source, source, key_padding_mask=bias, average_attn_weights=False)
+
+    return cross
+
+
+@pytest.mark.parametrize(
+    "cross",
+    [
+        crossed(),
+        crossed_by_attn_mask,
+        crossed_by_package,
+        crossed_by_numbers(),
+        crossed_by_numbers(as_attn_mask=True),
+    ],
+)
 def test_cross_attention_right(cross):
     assert exercises.cross_attention(cross)
 
@@ -284,6 +308,7 @@ def upside_down_by_package(layer, query, source, lengths):
         (lambda layer, q, s, n: layer(q, s, s, average_attn_weights=False), "as if it were real"),
         (crossed(lambda j, n: j < n), "upside down"),
         (upside_down_by_package, "upside down"),
+        (crossed_by_numbers(lambda j, n: j < n), "upside down"),
         (crossed(lambda j, n: j > n), "one filler token is still read"),
         (crossed(lambda j, n: j >= n - 1), "one real token is hidden"),
         (crossed(lambda j, n: (j >= n.min()) & (n > 0)), "cut to the shortest"),
