@@ -25,7 +25,8 @@ __all__ = ["cross_attention", "grouped_count", "silence_head", "torch_state", "w
 @exercise
 def grouped_count(candidate: Any) -> str:
     """Count a layer's parameters, biases too: `count(embed_dim, num_heads, num_kv_heads)`."""
-    for E, H, G in ((512, 8, 4), (512, 8, 8), (30, 6, 1), (33, 3, 3)):
+    # First sizes at which no two of the mistakes below count the same.
+    for E, H, G in ((600, 15, 3), (512, 8, 4), (512, 8, 8), (30, 6, 1), (33, 3, 3)):
         D = E // H
         want = 2 * E * E + 2 * E + 2 * (G * D * E + G * D)
         got = answer(candidate, E, H, G)
@@ -53,6 +54,12 @@ def grouped_count(candidate: Any) -> str:
             "lets the value keep all heads; key and value have num_kv_heads each.": 3 * (E * E + E)
             + G * D * E
             + G * D,
+            "is that of num_kv_heads heads in all four. Queries keep num_heads heads, so q_proj and "
+            "out_proj stay (E, E).": 4 * (G * D * E + G * D),
+            "gives out_proj num_kv_heads heads, too. There are as many outputs as queries: it "
+            "stays (E, E).": E * E + E + 3 * (G * D * E + G * D),
+            "gives q_proj num_kv_heads heads, too, and out_proj as many columns. Queries keep "
+            "num_heads heads: both stay (E, E).": 4 * G * D * E + 3 * G * D + E,
             "gives key and value num_kv_heads rows; a head has D rows.": 2 * E * E
             + 2 * E
             + 2 * (G * E + G),

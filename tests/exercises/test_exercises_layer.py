@@ -59,7 +59,13 @@ def test_grouped_count_right(count):
             lambda E, H, G: E * E + E + (H + 2 * G) * ((E // H) ** 2 + E // H),
             "counts matrices (D, D)",
         ),
-        (lambda E, H, G: counted(512, 8, 4), "num_kv_heads=8 the answer 787968"),
+        (lambda E, H, G: 4 * (E + 1) * (E // H * G), "num_kv_heads heads in all four"),
+        (
+            lambda E, H, G: (E + 1) * (E + 3 * (E // H * G)),
+            "gives out_proj num_kv_heads heads, too",
+        ),
+        (lambda E, H, G: 4 * E * (E // H * G) + 3 * (E // H * G) + E, "as many columns"),
+        (lambda E, H, G: counted(600, 15, 3), "num_kv_heads=4 the answer 865440"),
         (lambda E, H, G: 12, "Add up four matrices"),
     ],
 )
