@@ -278,8 +278,8 @@ def _compare_weights(candidate: Any, scores: Tensor, mask: Tensor, when: str) ->
     if empty.any():
         mean = formula.masked_fill(empty, 1 / scores.shape[-1])
         mistakes |= {
-            "rows with no key left are NaN: their largest score is −∞, and −∞ − (−∞) is no "
-            "number. Decide that they are zeros.": formula,
+            "rows with no key left are NaN: 0/0, or −∞ − (−∞) if you subtract the maximum. Decide "
+            "that they are zeros.": formula,
             "a row with no key left is the mean of what is hidden, as with a finite fill. It "
             "should be zeros.": mean,
             "a row with no key left ignores the mask. It should be zeros.": torch.where(

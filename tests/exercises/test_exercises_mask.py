@@ -298,6 +298,11 @@ def formula(fill=-inf, dim=-1):
     return lambda s, mask: s.masked_fill(~mask, fill).softmax(dim)
 
 
+def divided(scores, mask):
+    e = scores.exp() * mask
+    return e / e.sum(-1, keepdim=True)
+
+
 def added(scores, mask):
     return scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -inf)
 
@@ -333,6 +338,7 @@ def in_place(scores, mask):
         (lambda s, mask: s.masked_fill(~mask, -inf), "softmax is missing"),
         (formula(dim=-2), "runs along the queries"),
         (formula(), "rows with no key left are NaN"),
+        (divided, "NaN: 0/0, or −∞ − (−∞) if you subtract the maximum"),
         (formula(-1e9), "mean of what is hidden"),
         (lambda s, mask: torch.where(mask, s, s - 1e6).softmax(-1), "ignores the mask"),
         (added_then_where, "the gradient holds NaN"),
