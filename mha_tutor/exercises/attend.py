@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -52,20 +53,45 @@ def four_weights(candidate: Any) -> str:
         "the two numbers of q are exchanged: q = (1, 2).": torch.softmax(
             exchanged / math.sqrt(2), -1
         ),
-        "these are percent; weights are shares of 1.": 100 * want,
     }.items():
         if _near(got, wrong):
             raise Wrong(sentence)
+    if _near(got / 100, want):
+        raise Wrong("these are percent; weights are shares of 1.")
     if abs(got.sum() - 1) > 4 * TWO_DIGITS:
         raise Wrong(
             f"they sum to {got.sum():.2f}; weights sum to 1. Divide by the sum of the exps."
         )
-    j = int((~((got - want).abs() <= TWO_DIGITS)).nonzero()[0])
-    k = KEYS[j]
-    raise Wrong(
-        f"look at k{j + 1} = ({k[0]}, {k[1]}) again: its score is 1·({k[0]}) + 2·({k[1]}) = "
-        f"{int(raw[j])}. Divide by √2, take exp, and divide by the sum of the four."
+    off = _scores_off(got, raw)
+    if not off:
+        raise Wrong(
+            "that is not it. The score of a key (a, b) is 1·a + 2·b. Divide the four scores by "
+            "√2, take exp, and divide by the sum of the four."
+        )
+    again = "; and at ".join(
+        f"k{j + 1} = ({a}, {b}): its score is 1·({a}) + 2·({b}) = {int(raw[j])}, and your weights "
+        f"fit {score}"
+        for j, score in off.items()
+        for a, b in [KEYS[j]]
     )
+    raise Wrong(f"look again at {again}.")
+
+
+def _scores_off(got: Tensor, raw: Tensor) -> dict[int, int]:
+    """Find one key, or two, with other scores that would give these weights: key → score."""
+    for several in (1, 2):
+        found = {}
+        for keys in itertools.combinations(range(len(KEYS)), several):
+            for scores in itertools.product(range(-6, 9), repeat=several):
+                changed = raw.clone()
+                changed[list(keys)] = torch.tensor(scores).double()
+                weights = torch.softmax(changed / math.sqrt(2), dim=-1)
+                if _near(got, weights):
+                    distance = (got - weights).abs().max().item()
+                    found[distance] = dict(zip(keys, scores, strict=True))
+        if found:
+            return found[min(found)]
+    return {}
 
 
 def _numbers(x: Any) -> Tensor:
@@ -90,6 +116,7 @@ def safe_softmax(candidate: Any) -> str:
     """Write the softmax along an axis: `softmax(x, dim)`, x of any shape and any size."""
     x = draw(4, 4)  # square, so that a forgotten keepdim raises nothing
     e = x.exp()
+    own, table, lost = ((x - top).exp() for top in (x.amax(1, keepdim=True), x.amax(), x.amax(1)))
     expect(
         answer(candidate, x, 1),
         torch.softmax(x, 1),
@@ -101,6 +128,13 @@ def safe_softmax(candidate: Any) -> str:
             "the sum has lost its axis, and is lined up with the columns: pass keepdim=True.": (
                 e / e.sum(1)
             ),
+            "the maximum is subtracted and exp is done, the division by the sum is not.": own,
+            "the maximum of the table is subtracted and exp is done, the division by the sum is "
+            "not.": table,
+            "the sum has lost its axis, and is lined up with the columns: pass keepdim=True to "
+            "sum, too.": own / own.sum(1),
+            "the maximum and the sum have lost their axis, and are lined up with the columns: pass "
+            "keepdim=True to both.": lost / lost.sum(1),
             "the maximum has lost its axis, and is lined up with the columns: pass "
             "keepdim=True.": torch.softmax(x - x.amax(1), 1),
             "this is the logarithm of the softmax.": torch.log_softmax(x, 1),
@@ -340,9 +374,7 @@ def join_pieces(candidate: Any) -> str:
             {
                 "a piece that is all masked (lse = −∞) must have no say, and the other piece "
                 "stays as it is; here comes NaN. Look for ∞ − ∞, 0 · ∞ or ∞/∞; exp(lse_2 − lse_1), "
-                "too, is ∞ where lse_1 = −∞.": (
-                    torch.full_like(out, torch.nan)
-                ),
+                "too, is ∞ where lse_1 = −∞.": (torch.full_like(out, torch.nan)),
                 "a piece that is all masked (lse = −∞) must have no say; it is averaged in.": (
                     out / 2
                 ),

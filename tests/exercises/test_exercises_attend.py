@@ -41,6 +41,12 @@ RAW = torch.tensor([4.0, -1.0, -1.0, 2.0])
 RIGHT = torch.softmax(RAW / math.sqrt(2), -1)
 
 
+def scored(*scores):
+    """Give the weights of these scores, to two digits."""
+    weights = torch.softmax(torch.tensor(scores) / math.sqrt(2), -1)
+    return [round(weight, 2) for weight in weights.tolist()]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -68,12 +74,20 @@ def test_four_weights_right(answer):
         ((RAW / 2**0.5).exp(), "divide each by the sum"),
         (RAW / RAW.sum(), "Take exp first"),
         (RIGHT * 100, "percent"),
-        ([0.77, 0.19, 0.02, 0.02], "look at k2 = (-1, 0)"),
+        ([77, 2, 2, 19], "percent"),
+        ([0.77, 0.19, 0.02, 0.02], "look again at k2 = (-1, 0): its score is"),
+        ([0.77, 0.19, 0.02, 0.02], "; and at k4 = (0, 1): its score is"),
+        (scored(4, -1, 3, 2), "look again at k3 = (1, -1): its score is 1·(1) + 2·(-1) = -1, and"),
+        (scored(4, -1, 3, 2), "your weights fit 3."),
+        (scored(4, 1, -1, 2), "look again at k2 = (-1, 0)"),
+        (scored(2, -1, -1, 2), "look again at k1 = (0, 2)"),
+        (scored(4, -1, -1, 1), "look again at k4 = (0, 1)"),
+        ([0.4, 0.3, 0.2, 0.1], "that is not it"),
         ([0.7, 0.7, 0.02, 0.2], "weights sum to 1"),
         ([0.5, 0.5], "four keys, so four weights"),
         ([[1, 2], [3, 4]], "four numbers"),
         (0.77, "the answer looks like"),
-        ([math.nan] * 4, "look at k1"),
+        ([math.nan] * 4, "that is not it"),
     ],
 )
 def test_four_weights_wrong(answer, said):
@@ -130,7 +144,15 @@ def in_place(x, dim):
         (lambda x, dim: torch.softmax(x, -1), "last axis, whatever `dim`"),
         (lambda x, dim: torch.softmax(x, 1), "axis 1, whatever `dim`"),
         (torch.log_softmax, "logarithm"),
-        (lambda x, dim: (x - x.amax(dim, keepdim=True)).exp(), "the numbers are not"),
+        (lambda x, dim: (x - x.amax(dim, keepdim=True)).exp(), "the division by the sum is not"),
+        (lambda x, dim: (x - x.amax()).exp(), "the division by the sum is not"),
+        (
+            softmax_of(lambda x, dim: x.amax(dim, keepdim=True), keepdim=False),
+            "pass keepdim=True to sum, too",
+        ),
+        (softmax_of(lambda x, dim: x.amax(), keepdim=False), "sum has lost its axis"),
+        (softmax_of(lambda x, dim: x.amax(dim), keepdim=False), "maximum and the sum have lost"),
+        (lambda x, dim: torch.softmax(x + 1e-3 * x.cos(), dim), "the numbers are not"),
         (lambda x, dim: x.exp(), "the division is not"),
         (in_place, "changes its input in place"),
         (lambda x, dim: torch.softmax(x, dim).numpy(), "an ndarray, not a tensor"),
