@@ -54,8 +54,8 @@ def grouped_count(candidate: Any) -> str:
             "lets the value keep all heads; key and value have num_kv_heads each.": 3 * (E * E + E)
             + G * D * E
             + G * D,
-            "is that of num_kv_heads heads in all four. Queries keep num_heads heads, so q_proj and "
-            "out_proj stay (E, E).": 4 * (G * D * E + G * D),
+            "is that of num_kv_heads heads in all four. Queries keep num_heads heads, so q_proj "
+            "and out_proj stay (E, E).": 4 * (G * D * E + G * D),
             "gives out_proj num_kv_heads heads, too. There are as many outputs as queries: it "
             "stays (E, E).": E * E + E + 3 * (G * D * E + G * D),
             "gives q_proj num_kv_heads heads, too, and out_proj as many columns. Queries keep "
