@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -111,5 +112,8 @@ def _check(options: argparse.Namespace) -> int:
         },
         options.timeout,
     )
-    print(report.to_json() if options.json else report)
+    try:
+        print(report.to_json() if options.json else report, flush=True)
+    except BrokenPipeError:  # `… | head` has read enough; the exit status still counts
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return report.exit_status

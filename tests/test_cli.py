@@ -1,6 +1,8 @@
 """The command line: exit status, isolation, what it says without arguments."""
 
 import json
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -99,3 +101,15 @@ def test_bench_hands_its_arguments_on(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "layers", "--rounds", "0"])
     assert "--rounds must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_candidates")
+def test_a_reader_that_stops_reading_gets_no_traceback():
+    command = [sys.executable, "-m", "mha_tutor", "check", "some_candidates:wrong"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 1
+    assert said == ""
