@@ -1,7 +1,7 @@
-"""The bugs of the fourth set: the right versions are right, and each bug shows where it says.
+"""The bugs of the third set: the right versions are right, and each bug shows where it says.
 
-As for the third set: the references are torch's, and loops for the parts. Each bug is compared with
-its right version where it must show (LOUD), and where it must not (QUIET).
+As for the second set: the references are torch's, and loops for the parts. Each bug is compared
+with its right version where it must show (LOUD), and where it must not (QUIET).
 """
 
 import math

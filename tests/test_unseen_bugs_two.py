@@ -1,4 +1,4 @@
-"""The bugs of the third set: the right versions are right, and each bug shows where it says.
+"""The bugs of the second set: the right versions are right, and each bug shows where it says.
 
 The references are torch's: `scaled_dot_product_attention` and `nn.MultiheadAttention`, and loops
 over single entries for the parts. Each bug is compared with its right version, which has the same

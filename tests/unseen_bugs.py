@@ -1,4 +1,4 @@
-"""A second set of wrong attentions, each wrong in one thing, to judge `mha_tutor.check`.
+"""A first set of wrong attentions, each wrong in one thing, to judge `mha_tutor.check`.
 
 Written by somebody who has read the names of the catalog, and neither the properties nor the
 diagnosis. Each is code as people write it: nanoGPT's layer, the Annotated Transformer's, layers

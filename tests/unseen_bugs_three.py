@@ -1,4 +1,4 @@
-"""A fourth set of wrong attentions, each wrong in one thing, to judge `mha_tutor.check`.
+"""A third set of wrong attentions, each wrong in one thing, to judge `mha_tutor.check`.
 
 Written by somebody who has read the names and the stories of the catalog and the two sets before,
 and neither the properties nor the diagnosis. Some of these bugs show in no output of a first call:

@@ -1,7 +1,7 @@
-"""A third set of wrong attentions, each wrong in one thing, to judge `mha_tutor.check`.
+"""A second set of wrong attentions, each wrong in one thing, to judge `mha_tutor.check`.
 
-Written by somebody who has read the names and the stories of the catalog and the second set, and
-neither the properties nor the diagnosis. The styles are others than in the second set: batch and
+Written by somebody who has read the names and the stories of the catalog and the first set, and
+neither the properties nor the diagnosis. The styles are others than in the first set: batch and
 heads as one axis, blocks of queries or keys, layers after ViT, BERT and Llama, a layer with torch's
 packed parameters, and torch's own layer wrapped. For each style the right version stands first.
 `TWINS` says which right version belongs to which bug.
