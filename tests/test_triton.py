@@ -121,7 +121,8 @@ def test_rows_that_see_nothing_pass_back_zero():
     out.sum().backward()
     assert all(x.grad.isfinite().all() for x in tensors)
     assert (tensors[0].grad[..., 27:, :] == 0).all()
-    assert (tensors[0].grad[..., 1:27, :] != 0).any(-1).all()
+    # Rows 0 and 26 see one key each: their weight is 1 whatever the query, so they move nothing.
+    assert (tensors[0].grad[..., 1:26, :].abs() > 1e-3).any(-1).all()
 
 
 def test_gradients_flow_through_the_log_sum_exp():

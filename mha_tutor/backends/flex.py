@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import sys
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,7 @@ MOST_COMPILED = 64
 
 
 def refuse_flex(call: Call) -> str | None:
-    """Run forward everywhere a compiler is at hand, backward on CUDA only."""
+    """Run forward where torch can compile it, backward on CUDA only."""
     if call.has_dropout:
         return "FlexAttention has no dropout"
     if call.mask_needs_grad:
@@ -26,7 +27,7 @@ def refuse_flex(call: Call) -> str | None:
             return "FlexAttention has no backward pass on the CPU"
         if call.dtype == torch.float64:
             return "FlexAttention is compiled for float32, bfloat16 and float16 on the CPU"
-        return _compiler_is_missing()
+        return _cpu_is_too_old() or _compiler_is_missing()
     if call.device.type != "cuda":
         return f"FlexAttention is not compiled for {call.device.type}"
     if call.dtype == torch.float64:
@@ -98,6 +99,14 @@ def _blocks(L: int, S: int, is_causal: bool, window: int | None, device: torch.d
 
     masked = is_causal or window is not None
     return create_block_mask(near if masked else everywhere, None, None, L, S, device=str(device))
+
+
+def _cpu_is_too_old() -> str | None:
+    """Ask what torch asks before it compiles FlexAttention for a CPU: x86 with AVX2."""
+    found = torch.backends.cpu.get_cpu_capability()
+    if found.startswith("AVX") and sys.platform != "darwin":
+        return None
+    return f"torch compiles FlexAttention only for CPUs with AVX2, and this one runs as {found}"
 
 
 @functools.cache
