@@ -12,6 +12,7 @@ NOTEBOOKS := $(sort $(wildcard book/*.ipynb))
 ifneq ($(shell uname -s),Linux)  # Triton, whose kernel chapter 9 runs, is for Linux only
 NOTEBOOKS := $(filter-out book/09_%,$(NOTEBOOKS))
 endif
+RESULTS   := _build/results
 NBVAL     := -m pytest --nbval --nbval-current-env
 
 # A font cache of our own, filled before a notebook runs: matplotlib writes about a cache that it
@@ -21,7 +22,8 @@ FONTS := -c 'import matplotlib.font_manager'
 
 .DEFAULT_GOAL := help
 .PHONY: help venv book serve test lint test-package test-notebooks test-site test-gpu \
-        notebooks experiments mutants screenshots repository bench clean
+        test-here test-elsewhere gpu-report notebooks experiments mutants screenshots repository \
+        bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,11 +52,12 @@ serve: book ## build the site and serve it on this machine
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 test: $(READY) ## run everything: lint, package, notebooks, site
+	@rm -rf $(RESULTS)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test-package
 	@$(MAKE) --no-print-directory test-notebooks
 	@$(MAKE) --no-print-directory test-site
-	@echo "== Everything passed"
+	@$(BIN)/python tools/summary.py $(RESULTS)
 
 lint: $(READY) ## check style and format, notebooks too
 	@echo "== Lint"
@@ -63,16 +66,28 @@ lint: $(READY) ## check style and format, notebooks too
 
 test-package: $(READY) ## test the package, its doctests and the notebooks as files
 	@echo "== Package"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --ignore=tests/site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --ignore=tests/site \
+	  --junitxml=$(RESULTS)/package.xml
 
 test-notebooks: $(READY) ## run every notebook and compare it with its stored outputs
 	@echo "== Notebooks"
 	@test -n "$(NOTEBOOKS)" || { echo "no notebook in book/" >&2; exit 1; }
-	$(BIN)/python $(NBVAL) -n $(JOBS) --dist loadfile $(NOTEBOOKS)
+	$(BIN)/python $(NBVAL) -n $(JOBS) --dist loadfile --junitxml=$(RESULTS)/notebooks.xml $(NOTEBOOKS)
 
 test-site: book ## build the site and read it in a headless Chromium
 	@echo "== Site"
-	$(BIN)/python -m pytest tests/site
+	$(BIN)/python -m pytest tests/site --junitxml=$(RESULTS)/site.xml
+
+test-elsewhere: $(READY) ## package and notebooks as on other CPUs, thread counts; ON= picks some
+	@echo "== Elsewhere"
+	$(BIN)/python tools/elsewhere.py $(ON)
+
+test-here: ## package and notebooks in the environment of PYTHON= as it is (Colab, a lab's machine)
+	$(PYTHON) tools/elsewhere.py --pytest "-W default" here
+
+gpu-report: ## all that a GPU has to show, in 8 minutes, into OUT=; for PYTHON= as it is
+	$(PYTHON) tools/gpu_report.py $(if $(TUTORIAL),--tutorial $(TUTORIAL)) \
+	  $(if $(filter command line,$(origin OUT)),$(OUT))
 
 test-gpu: MPLCONFIGDIR := $(CURDIR)/_build/matplotlib
 test-gpu: ## test on CUDA, in the environment of PYTHON= as it is; fails without CUDA

@@ -259,9 +259,7 @@ def test_error_is_at_most_twice_that_of_torch(dtype, spread, is_causal):
     mask = causal_mask(64) if is_causal else None
     ours, theirs = 0.0, 0.0
     for seed in range(4):
-        query, key, value = (
-            draw(B, H, 64, 32, seed=3 * seed + i, dtype=dtype) for i in range(3)
-        )
+        query, key, value = (draw(B, H, 64, 32, seed=3 * seed + i, dtype=dtype) for i in range(3))
         query = query * spread
         exact = oracle(query, key, value, mask)
         for function in (scaled_dot_product_attention, F.scaled_dot_product_attention):
