@@ -288,12 +288,20 @@ def test_the_reasons():
 def test_flex_says_when_there_is_no_compiler(monkeypatch):
     from mha_tutor.backends import flex
 
+    monkeypatch.setattr(flex, "_cpu_is_too_old", lambda: None)
     monkeypatch.setattr(flex.shutil, "which", lambda name: None)
     flex._compiler_is_missing.cache_clear()
     try:
         assert "needs a C++ compiler" in available_backends(CPU)["flex"]
     finally:
         flex._compiler_is_missing.cache_clear()
+
+
+def test_flex_says_when_torch_compiles_nothing_for_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert "CPUs with AVX2" in available_backends(CPU)["flex"]
+    with pytest.raises(ValueError, match="cannot run this: torch compiles FlexAttention only"):
+        attend(*inputs("square", torch.float32), backend="flex")
 
 
 def test_flex_still_has_no_backward_on_the_cpu():
