@@ -5,13 +5,16 @@ from statistics import median
 
 import pytest
 import torch
-from _claim import claim, close, normal, said
 from hypothesis import strategies as st
 
 import mha_tutor
 from mha_tutor.experiments.scale import load_runs, steps_to_learn
 
-DEEPER = "04b"
+from .ledger import claim
+from .pages import stands
+from .sizes import SEED, B, D, H, L, S, close, normal
+
+DEEPER = "deeper_positions"
 WIDE = st.sampled_from([4, 8, 16, 32, 64, 128, 256, 512])
 
 
@@ -29,6 +32,12 @@ def qkv(B, H, L, S, D, seed):
     "included, so the three lines stay what they are.",
     right=three_lines,
     broken=lambda *t: three_lines(*t, dim=-2),
+    B=B,
+    H=H,
+    L=L,
+    S=S,
+    D=D,
+    seed=SEED,
 )
 def test_three_lines_serve_batch_and_heads(attention, B, H, L, S, D, seed):
     q, k, v = qkv(B, H, L, S, D, seed)
@@ -42,6 +51,12 @@ def test_three_lines_serve_batch_and_heads(attention, B, H, L, S, D, seed):
     "positive and sum to 1.",
     right=torch.softmax,
     broken=lambda s, dim: s.exp(),
+    B=B,
+    H=H,
+    L=L,
+    S=S,
+    D=D,
+    seed=SEED,
 )
 def test_outputs_lie_between_the_values(weights_of, B, H, L, S, D, seed):
     q, k, v = qkv(B, H, L, S, D, seed)
@@ -55,6 +70,9 @@ def test_outputs_lie_between_the_values(weights_of, B, H, L, S, D, seed):
     "Softmax passes gradient to a score in proportion to its weight.",
     right=lambda p, g: p * (g - (p * g).sum(-1, keepdim=True)),
     broken=lambda p, g: p * g,
+    L=L,
+    S=S,
+    seed=SEED,
 )
 def test_gradient_of_the_softmax(formula, L, S, seed):
     s = (3 * normal(L, S, seed=seed)).requires_grad_()
@@ -80,8 +98,10 @@ def measured(D, divisor, seed, S=128):
     right=math.sqrt,
     broken=lambda D: D,
     examples=15,
+    D=WIDE,
+    seed=st.integers(0, 50),
 )
-def test_scaled_scores_have_variance_one(divisor, D=WIDE, seed=st.integers(0, 50)):  # noqa: B008
+def test_scaled_scores_have_variance_one(divisor, D, seed):
     assert abs(measured(D, divisor(D), seed)[0] - 1) < 0.1
 
 
@@ -91,8 +111,10 @@ def test_scaled_scores_have_variance_one(divisor, D=WIDE, seed=st.integers(0, 50
     right=math.sqrt,
     broken=lambda D: 512**0.5,
     examples=15,
+    D=WIDE,
+    seed=st.integers(0, 50),
 )
-def test_root_d_is_level(divisor, D=WIDE, seed=st.integers(0, 50)):  # noqa: B008
+def test_root_d_is_level(divisor, D, seed):
     variance, read, gradient = measured(D, divisor(D), seed)
     assert abs(variance - 1) < 0.1
     assert abs(read - 80) < 8
@@ -105,8 +127,10 @@ def test_root_d_is_level(divisor, D=WIDE, seed=st.integers(0, 50)):  # noqa: B00
     right=1.0,
     broken=512**0.5,
     examples=15,
+    D=WIDE,
+    seed=st.integers(0, 50),
 )
-def test_no_scale_has_more_gradient(divisor, D=WIDE, seed=st.integers(0, 50)):  # noqa: B008
+def test_no_scale_has_more_gradient(divisor, D, seed):
     assert measured(D, divisor, seed)[2] > 2 * measured(D, math.sqrt(D), seed)[2]
 
 
@@ -116,13 +140,11 @@ def test_no_scale_has_more_gradient(divisor, D=WIDE, seed=st.integers(0, 50)):  
     right=lambda D: D**-0.5,
     broken=lambda D: 1.0,
     examples=12,
+    D=st.sampled_from([8, 16, 64]),
+    S=st.sampled_from([64, 200]),
+    seed=st.integers(0, 100),
 )
-def test_a_fresh_layer_reads_nearly_all(
-    scale,
-    D=st.sampled_from([8, 16, 64]),  # noqa: B008
-    S=st.sampled_from([64, 200]),  # noqa: B008
-    seed=st.integers(0, 100),  # noqa: B008
-):
+def test_a_fresh_layer_reads_nearly_all(scale, D, S, seed):
     torch.manual_seed(seed)
     tokens = normal(S, 128, seed=seed, dtype=torch.float32)
     q, k = (torch.nn.Linear(128, 128)(tokens).detach() for _ in range(2))
@@ -137,16 +159,14 @@ def test_a_fresh_layer_reads_nearly_all(
     "Multiply $W_Q$ and its bias by √H, and the scores are what they should have been.",
     right=math.sqrt,
     broken=lambda H: H,
+    B=B,
+    L=L,
+    S=S,
+    D=D,
+    seed=SEED,
+    H=st.integers(2, 5),
 )
-def test_root_e_is_a_factor_in_the_query(
-    factor,
-    B,
-    L,
-    S,
-    D,
-    seed,
-    H=st.integers(2, 5),  # noqa: B008
-):
+def test_root_e_is_a_factor_in_the_query(factor, B, L, S, D, seed, H):
     q, k, _ = qkv(B, H, L, S, D, seed)
     wrong = mha_tutor.attention_weights(factor(H) * q, k, scale=(H * D) ** -0.5)
     assert close(wrong, mha_tutor.attention_weights(q, k))
@@ -161,6 +181,9 @@ def naive(s):
     "Subtract the row's maximum before exp: no weight changes, and finite scores stay finite.",
     right=lambda s: naive(s - s.amax(-1, keepdim=True)),
     broken=naive,
+    L=L,
+    S=S,
+    seed=SEED,
 )
 def test_the_maximum_can_be_subtracted(softmax, L, S, seed):
     s = normal(L, S, seed=seed)
@@ -187,6 +210,11 @@ def test_where_exp_overflows(limits):
     "Without mask and positions, shuffled inputs give equally shuffled outputs.",
     right=mha_tutor.scaled_dot_product_attention,
     broken=lambda *t: mha_tutor.scaled_dot_product_attention(*t, is_causal=True),
+    B=B,
+    H=H,
+    L=L,
+    D=D,
+    seed=SEED,
 )
 def test_attention_is_equivariant(attention, B, H, L, D, seed):
     q, k, v = qkv(B, H, L, L, D, seed)
@@ -203,7 +231,7 @@ def steps(start, heads, depth, divisor):
 
 
 def test_the_sweep_is_whole():
-    assert len(load_runs()) == len(set(run[:5] for run in load_runs())) == 150
+    assert len(load_runs()) == len({run[:5] for run in load_runs()}) == 150
     assert max(run.steps for run in load_runs()) < 400  # every run learned the task
 
 
@@ -244,17 +272,24 @@ def test_the_sweep_is_whole():
         ),
         (
             "**√D** needs 40 to 63 steps in every line",
-            lambda: {min, max}
-            and [
-                f(steps(s, h, n, "√D") for s in ("usual", "unit") for h in (8, 1) for n in (1, 2, 3))
-                for f in (min, max)
-            ]
-            == [40, 63],
+            lambda: (
+                {min, max}
+                and [
+                    f(
+                        steps(s, h, n, "√D")
+                        for s in ("usual", "unit")
+                        for h in (8, 1)
+                        for n in (1, 2, 3)
+                    )
+                    for f in (min, max)
+                ]
+                == [40, 63]
+            ),
         ),
     ],
 )
 def test_what_is_said_of_the_sweep(sentence, holds):
-    assert said("04", sentence)
+    assert stands("04", sentence)
     assert holds()
 
 
@@ -274,13 +309,11 @@ def test_a_recorded_run_can_be_run_again(divisor):
     right=1.0,
     broken=2.0,
     examples=8,
+    S=st.sampled_from([256, 1024]),
+    variance=st.sampled_from([1, 1 / 4, 1 / 9]),
+    seed=st.integers(0, 100),
 )
-def test_keys_read_follow_from_the_variance(
-    factor,
-    S=st.sampled_from([256, 1024]),  # noqa: B008
-    variance=st.sampled_from([1, 1 / 4, 1 / 9]),  # noqa: B008
-    seed=st.integers(0, 100),  # noqa: B008
-):
+def test_keys_read_follow_from_the_variance(factor, S, variance, seed):
     def share(S):
         p = torch.softmax(normal(2000, S, seed=seed) * variance**0.5, -1)
         return torch.exp(-torch.xlogy(p, p).sum(-1).mean()).item() / S
@@ -295,13 +328,11 @@ def test_keys_read_follow_from_the_variance(
     "wherever you start",
     right=lambda place, rate: (place * rate).sin(),
     broken=lambda place, rate: (place**2 * rate).sin(),
+    start=st.integers(0, 500),
+    n=st.integers(1, 50),
+    pair=st.integers(0, 31),
 )
-def test_waves_move_by_one_map(
-    wave,
-    start=st.integers(0, 500),  # noqa: B008
-    n=st.integers(1, 50),  # noqa: B008
-    pair=st.integers(0, 31),  # noqa: B008
-):
+def test_waves_move_by_one_map(wave, start, n, pair):
     rate = torch.tensor(10_000.0 ** (-pair / 32), dtype=torch.float64)
     here, there = (
         torch.stack([wave(torch.tensor(float(t)), rate), (t * rate).cos()])
@@ -317,6 +348,9 @@ def test_waves_move_by_one_map(
     "In return the score is bounded, $|\\text{score}| \\le \\sum_u |w_u|$.",
     right=torch.tanh,
     broken=lambda x: x,
+    L=L,
+    S=S,
+    seed=SEED,
 )
 def test_added_scores_are_bounded(squash, L, S, seed):
     pairs = 1000 * (normal(L, 1, 5, seed=seed) + normal(1, S, 5, seed=seed + 1))
