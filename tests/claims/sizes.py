@@ -26,7 +26,7 @@ def close(a, b, tolerance=1e-9):
 
 def from_page(page, *names, **given):
     """Run the cells of a page that define these functions or classes; hand them over."""
-    (path,) = BOOK.glob(f"{page}_*.ipynb")
+    (path,) = BOOK.glob(f"{page}*.ipynb")
     space = dict(given)
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
