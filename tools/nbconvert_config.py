@@ -33,7 +33,7 @@ FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 
 
 def normalize(nb, resources):
-    """Undo what an editor leaves: its name of the kernel, its settings of cells. Fold what is to fold."""
+    """Undo what an editor leaves, such as its name of the kernel; fold solutions and drawing."""
     nb.metadata["kernelspec"] = {
         "display_name": "Python 3",
         "language": "python",
