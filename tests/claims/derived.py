@@ -29,7 +29,5 @@ DERIVED: dict[str, list[tuple[str, str]]] = {
     "deeper_positions": [
         ("It cannot tell forward from back", "The dot product of two places then depends on"),
         ("its arithmetic cannot", "which no product of two matrices replaces"),
-        ("for any number of axes in front", "An exercise"),
-        ("works with any number of leading ones", "An exercise"),
     ],
 }
