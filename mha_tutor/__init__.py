@@ -10,7 +10,7 @@ from mha_tutor.attention import (
     scaled_dot_product_attention,
 )
 from mha_tutor.contract import check
-from mha_tutor.devices import available_devices, default_device
+from mha_tutor.devices import available_devices, default_device, draw, set_printing
 from mha_tutor.einsum import explain_einsum
 from mha_tutor.follow import compare, follow, follow_mask
 from mha_tutor.heads import head_columns, head_rows, merge_heads, split_heads
@@ -29,6 +29,7 @@ __all__ = [
     "combine_masks",
     "compare",
     "default_device",
+    "draw",
     "explain_einsum",
     "follow",
     "follow_mask",
@@ -37,6 +38,7 @@ __all__ = [
     "merge_heads",
     "padding_mask",
     "scaled_dot_product_attention",
+    "set_printing",
     "sliding_window_mask",
     "split_heads",
 ]

@@ -1,10 +1,11 @@
-"""Which device the notebooks compute on."""
+"""Which device the notebooks compute on, and how they draw and print alike on all of them."""
 
 import os
+import sys
 
 import torch
 
-__all__ = ["available_devices", "default_device"]
+__all__ = ["available_devices", "default_device", "draw", "set_printing"]
 
 VARIABLE = "MHA_TUTOR_DEVICE"
 
@@ -68,3 +69,46 @@ def _is_present(device: torch.device) -> bool:
     if device.type == "mps":
         return torch.backends.mps.is_available()
     return device.type == "cpu"
+
+
+def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Draw standard normal numbers that are the same on every device.
+
+    They are drawn on the CPU, from a generator of their own, and handed over on torch's default
+    device. Several tensors at once: `query, key, value = draw(3, B, H, L, D, seed=0)`.
+
+    Args:
+        shape: of the result.
+        seed: of the generator; the same seed, shape and dtype give the same numbers.
+        dtype: of the result.
+
+    Example:
+        >>> draw(2, 3, seed=0).shape
+        torch.Size([2, 3])
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = torch.randn(shape, generator=generator, dtype=dtype, device="cpu")
+    return drawn.to(torch.get_default_device())
+
+
+def set_printing(precision: int = 2) -> None:
+    """Print tensors with `precision` digits and, as a cell's last line, alike on every device.
+
+    In Jupyter a tensor that ends a cell is shown without its device and its `grad_fn`. `print`
+    itself is torch's: print what `.tolist()`, `.item()` or `.shape` gives.
+
+    Args:
+        precision: digits after the point.
+
+    Example:
+        >>> set_printing(precision=2)
+        >>> torch.tensor([2 / 3, 1000.0])
+        tensor([   0.67, 1000.00])
+        >>> torch.set_printoptions(profile="default")
+    """
+    torch.set_printoptions(precision=precision, sci_mode=False)
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is not None:
+        plain = shell.display_formatter.formatters["text/plain"]
+        plain.for_type(torch.Tensor, lambda t, printer, cycle: printer.text(repr(t.detach().cpu())))

@@ -320,7 +320,7 @@ def test_weights_have_one_scale(as_tensor):
     ax = plot_weights(weights, queries=["q0", "q1", "q2"], keys=["k0", "k1", "k2"], title="T")
     mesh = ax.collections[0]
     assert mesh.get_clim() == (0, 1)
-    assert mesh.get_cmap().name == "cividis"
+    assert to_hex(mesh.get_cmap()(0.0)) == "#ffffff"  # no weight, no ink
     assert np.array_equal(mesh.get_array(), WEIGHTS)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["q0", "q1", "q2"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["k0", "k1", "k2"]
@@ -328,6 +328,13 @@ def test_weights_have_one_scale(as_tensor):
     assert ax.yaxis_inverted()
     assert text_at(ax, 2, 1).get_text() == "0.38"
     assert not hatched(ax)
+
+
+@pytest.mark.parametrize("head", range(4))
+def test_weights_of_a_head_run_from_white_to_its_color(head):
+    ramp = plot_weights(WEIGHTS, head=head, annotate=False).collections[0].get_cmap()
+    assert to_hex(ramp(0.0)) == "#ffffff"
+    assert to_hex(ramp(1.0)).upper() == head_color(head)
 
 
 def test_bfloat16_is_drawn_too():

@@ -2,8 +2,8 @@
 
 A second run leaves every file as it was: no timing is recorded, metadata is reduced to what the
 book uses, an error shown on purpose is stored as its last line (a full traceback would hold the
-paths of whoever ran it), and a cell that begins with `# @title Solution` is folded in Colab and in
-JupyterLab too.
+paths of whoever ran it), and a cell that begins with `# @title Solution`, or whose input the page
+hides, is folded in Colab and in JupyterLab too.
 """
 
 c = get_config()  # noqa: F821 - traitlets provides it
@@ -33,7 +33,7 @@ FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 
 
 def normalize(nb, resources):
-    """Undo what an editor leaves: its name of the kernel, its settings of cells. Fold solutions."""
+    """Undo what an editor leaves, such as its name of the kernel; fold solutions and drawing."""
     nb.metadata["kernelspec"] = {
         "display_name": "Python 3",
         "language": "python",
@@ -45,7 +45,8 @@ def normalize(nb, resources):
             continue
         for key in FOLDED:
             cell.metadata.pop(key, None)
-        if cell.source.startswith("# @title Solution"):
+        drawing = "hide-input" in cell.metadata.get("tags", [])
+        if drawing or cell.source.startswith("# @title Solution"):
             cell.metadata.update(FOLDED)
     return nb, resources
 

@@ -18,7 +18,10 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 def main(folder: str, *names: str) -> int:
     """Write one picture for each page, size and scheme; show each name as it is done."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    pages = [toc["root"], *(page["file"] for part in toc["parts"] for page in part["chapters"])]
+    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    pages = [toc["root"]]
+    for chapter in chapters:
+        pages += [page["file"] for page in (chapter, *chapter.get("sections", []))]
     pages = [page for page in pages if not names or any(name in page for name in names)]
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     out = Path(folder)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -248,7 +249,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def progress_bar(steps: Sequence[int], label: str) -> Iterable[int]:
+def progress_bar(steps: Sequence[Any], label: str) -> Iterable[Any]:
     """Show a bar while iterating, in a terminal only, so that no notebook stores one."""
     if not sys.stderr.isatty():
         return steps

@@ -9,16 +9,20 @@ from mha_tutor.palette import HEAD_COLORS, HEAD_MARKERS
 from mha_tutor.plotting.cells import plot_cells, plot_equation, plot_memory
 from mha_tutor.plotting.curves import plot_curves
 from mha_tutor.plotting.heatmaps import plot_heads, plot_mask, plot_reach, plot_scores, plot_weights
+from mha_tutor.plotting.layer import LAYER_PARTS, describe_layer, plot_layer
 from mha_tutor.plotting.palette import head_color
 
 __all__ = [
     "HEAD_COLORS",
     "HEAD_MARKERS",
+    "LAYER_PARTS",
+    "describe_layer",
     "head_color",
     "plot_cells",
     "plot_curves",
     "plot_equation",
     "plot_heads",
+    "plot_layer",
     "plot_mask",
     "plot_memory",
     "plot_reach",

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
@@ -26,6 +26,7 @@ from mha_tutor.plotting.inputs import to_array, to_boolean, to_labels, to_mask, 
 from mha_tutor.plotting.palette import INK, NEUTRAL_EDGE, head_color
 
 MASKED_FACE, MASKED_EDGE = "#e0e0e0", "#999999"
+NO_HEAD = "#4d4d4d"  # the dark end of the ramp of weights that belong to no head, or to one of many
 REACHED, LEAK, MISSED = "#8ecbf0", "#f2a900", "#ffffff"  # none of them a head's color
 
 
@@ -80,6 +81,7 @@ def plot_weights(
     weights: ArrayLike,
     ax: Axes | None = None,
     *,
+    head: int | None = None,
     mask: ArrayLike | None = None,
     queries: Sequence[str] | None = None,
     keys: Sequence[str] | None = None,
@@ -90,13 +92,14 @@ def plot_weights(
 ) -> Axes:
     """Draw attention weights (after the softmax): queries as rows from the top, keys as columns.
 
-    The color scale is always 0 to 1, so that figures can be compared. A masked cell is hatched
-    gray, since "masked" and "0" are different things; if it holds a weight all the same (a leak),
-    the weight stays visible under the hatching.
+    The color scale is always 0 (white) to 1, so that figures can be compared. A masked cell is
+    hatched gray, since "masked" and "0" are different things; if it holds a weight all the same
+    (a leak), the weight stays visible under the hatching.
 
     Args:
         weights: (L, S), in [0, 1]; NaN is drawn as such.
         ax: the Axes to draw on; a new figure without it.
+        head: 0 to 3, whose color and marker the picture gets; gray without it.
         mask: boolean, broadcast to (L, S), True = may attend.
         queries: L row labels.
         keys: S column labels.
@@ -119,8 +122,13 @@ def plot_weights(
     allowed = to_mask(mask, array.shape)
     ax = _grid_axes(ax, array.shape, queries, keys, title, colorbar=colorbar)
     leak = ~allowed & (array > 0)
-    _heat(ax, array, allowed | leak, Normalize(0, 1), "cividis", fmt if annotate else None)
+    ramp = LinearSegmentedColormap.from_list(
+        "weights", ["white", NO_HEAD if head is None else head_color(head)]
+    )
+    _heat(ax, array, allowed | leak, Normalize(0, 1), ramp, fmt if annotate else None)
     _hatch(ax, leak, face="none")
+    if head is not None:
+        _mark_title(ax, head)
     if colorbar:
         ax.figure.colorbar(ax.collections[0], ax=ax, label="weight")
     return ax
@@ -170,10 +178,9 @@ def plot_heads(
         unused.remove()
     axes = axes[:heads]
     for h, ax in enumerate(axes):
-        plot_weights(array[h], ax, mask=allowed[h], queries=queries, keys=keys, annotate=annotate)
-        ax.set_title(names[h], fontsize=11, color=INK)
-        if heads <= len(HEAD_COLORS):
-            _mark_title(ax, h)
+        head = h if heads <= len(HEAD_COLORS) else None
+        ticks = {"queries": queries, "keys": keys, "title": names[h]}
+        plot_weights(array[h], ax, head=head, mask=allowed[h], annotate=annotate, **ticks)
         if h % columns:
             ax.set(ylabel="")
             ax.tick_params(labelleft=False)
@@ -322,11 +329,16 @@ def _grid_axes(
 
 
 def _heat(
-    ax: Axes, array: np.ndarray, seen: np.ndarray, norm: Normalize, cmap: str, fmt: str | None
+    ax: Axes,
+    array: np.ndarray,
+    seen: np.ndarray,
+    norm: Normalize,
+    cmap: str | LinearSegmentedColormap,
+    fmt: str | None,
 ) -> None:
     """Color the seen cells, hatch the others, write the numbers in legible ink."""
     shown = np.ma.masked_where(~seen | np.isnan(array), array)
-    lines = {"edgecolors": "white", "linewidth": 1} if max(array.shape) <= 20 else {}
+    lines = {"edgecolors": "#d9d9d9", "linewidth": 0.8} if max(array.shape) <= 20 else {}
     mesh = ax.pcolormesh(shown, cmap=cmap, norm=norm, **lines)
     _hatch(ax, ~seen)
     fontsize = 10 if cell_points(ax, array.shape) > 26 else 9
