@@ -20,6 +20,8 @@ from mha_tutor.exercises.attend import (
     join_pieces,
     safe_softmax,
 )
+from mha_tutor.exercises.chapter7 import continue_repeat, least_loss
+from mha_tutor.exercises.chapter9 import blocks_to_compute, online_attention, table_bytes
 from mha_tutor.exercises.einsum import (
     einsum_by_matmul,
     flops,
@@ -47,7 +49,9 @@ from mha_tutor.exercises.split import head_shares, one_head, one_suffices, recov
 __all__ = [
     "Feedback",
     "additive",
+    "blocks_to_compute",
     "cached_causal",
+    "continue_repeat",
     "cross_attention",
     "einsum_by_matmul",
     "find_element",
@@ -60,16 +64,19 @@ __all__ = [
     "hide_to_bias",
     "join_pieces",
     "layer_by_einsum",
+    "least_loss",
     "masked_weights",
     "merge",
     "one_head",
     "one_suffices",
+    "online_attention",
     "output_spec",
     "padded_causal",
     "recover_tables",
     "safe_softmax",
     "scores_spec",
     "silence_head",
+    "table_bytes",
     "torch_state",
     "two_sided_window",
     "unpack",
