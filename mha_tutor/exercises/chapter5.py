@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mha_tutor.exercises._exercise import Wrong, answer, draw, exercise, expect
+from mha_tutor.exercises._exercise import Case, Exercise, Wrong, answer, draw, exercise, expect
 from mha_tutor.masks import causal_mask, combine_masks, padding_mask
 
 __all__ = ["cached_causal", "hide_to_bias", "masked_weights", "padded_causal", "two_sided_window"]
@@ -74,152 +75,195 @@ def _explain_bias(got: Tensor, hide: Tensor, want: Tensor, when: str) -> None:
         raise Wrong(f"{when} it returns {got.dtype}.")
 
 
-# --- padding and causal in one mask --------------------------------------------------------------
+# --- boolean masks --------------------------------------------------------------------------------
 
 
-@exercise
-def padded_causal(candidate: Any) -> str:
-    """Hide the future and the filler: `mask(lengths, L)`, (B,) and L = S → (B, 1, L, L)."""
-    # Then as many sequences as tokens: there axes can be mixed up without an error.
-    for numbers, L in (((3, 5), 5), ((2, 4, 1, 3), 4)):
-        lengths = torch.tensor(numbers)
-        i, j = torch.arange(L)[:, None], torch.arange(L)
-        causal, real = causal_mask(L), padding_mask(lengths, L)
-        want = combine_masks(causal, real)
-        rows = real.mT.expand(want.shape)
-        mistakes = {
-            "it is upside down: True means “may attend” here, and you have True where a key is "
-            "hidden.": ~want,
-            "the filler is hidden, the future is not.": real.expand(want.shape),
-            "the filler is hidden, the future is not; and the shape should be (B, 1, L, L).": real,
-            "the future is hidden, the filler is not.": causal.expand(want.shape),
-            "it hides the past, and lets each query see what comes after it: the positions i and "
-            "j are exchanged.": (i <= j) & real,
-            "it forbids each token to see itself: causal is j ≤ i, not j < i.": (j < i) & real,
-            "one filler token is seen as a key: with `lengths` real tokens, the real positions "
-            "are j < lengths.": causal & (j <= lengths[:, None, None, None]),
-            "one real token is hidden: with `lengths` real tokens, the real positions are "
-            "j < lengths.": causal & (j < lengths[:, None, None, None] - 1),
-            "the filler is hidden as a query, so its rows are empty, and an empty row is trouble. "
-            "Hide it as a key, a column: j < lengths.": causal & rows,
-            "“or” lets a pair pass that one mask forbids; both must allow it: “and”.": (
-                causal | real
-            ),
-            "only one of the two masks may forbid here, as with “xor”; both must allow: “and”.": (
-                causal ^ real
-            ),
-            "the axis for the heads is missing: (B, 1, L, L), or else B is lined up with the "
-            "heads.": want[:, 0],
-            "every sequence has the same mask; the lengths differ.": want[:1],
-        }
-        if len(lengths) == L:
-            mistakes[
-                "`lengths` has been lined up with the queries: B equals L here, so nothing is "
-                "raised. Give it its axes, (B, 1, 1, 1)."
-            ] = causal & (j < lengths[:, None])
-        got = answer(candidate, lengths, L)
-        _refuse_numbers(got, want)
-        expect(got, want, f"for the lengths {list(numbers)} and L={L}", mistakes)
-    return "It hides the future and the filler, also where B = L."
-
-
-# --- causal with a cache -------------------------------------------------------------------------
-
-
-@exercise
-def cached_causal(candidate: Any) -> str:
-    """Let L new queries at the end of S keys see the past: `mask(L, S)` → (L, S)."""
-    for L, S in ((3, 8), (1, 6), (4, 4), (2, 5), (4, 2)):
-        i, j = torch.arange(L)[:, None], torch.arange(S)
-        want = causal_mask(L, S, offset=S - L)
-        mistakes = {
-            "True means “may attend” here, and you have True where a key is hidden.": ~want,
-            "the triangle starts in the top left corner, as if the queries were the first tokens. "
-            "They are the last: query i stands at position S − L + i.": j <= i,
-            "each query sees one key too many: its right neighbor.": j <= i + S - L + 1,
-            "each query sees one key too few: itself.": j < i + S - L,
-            "every query sees every key. That is right for a single query; of several, the "
-            "earlier must not see the later.": torch.ones(L, S, dtype=torch.bool),
-            "each query sees what comes after it; turn the comparison around.": j >= i + S - L,
-            "the triangle is shifted the wrong way: query i stands S − L places further to the "
-            "right, not to the left.": j <= i + L - S,
-            "the offset is S. The first query stands at position S − L.": j <= i + S,
-            "rows and columns are exchanged: queries are the rows.": want.mT,
-        }
-        got = answer(candidate, L, S)
-        _refuse_numbers(got, want)
-        expect(got, want, f"for L={L} queries and S={S} keys", mistakes)
-    return "It ends in the bottom right corner, whatever L and S are."
-
-
-# --- a window over both sides, and a token for all ------------------------------------------------
-
-
-@exercise
-def two_sided_window(candidate: Any) -> str:
-    """Let each query see its neighbors and token 0, and token 0 all: `mask(L, before, after)`."""
-    for L, before, after in ((9, 3, 2), (7, 0, 3), (5, 9, 9)):
-        i, j = torch.arange(L)[:, None], torch.arange(L)
-        window = (j >= i - before) & (j <= i + after)
-        row, column = (i == 0).expand(L, L), (j == 0).expand(L, L)
-        exchanged = (j >= i - after) & (j <= i + before)
-
-        def with_token_0(window: Tensor, either: Tensor = row | column) -> Tensor:
-            return window | either
-
-        mistakes = {
-            "True means “may attend” here, and you have True where a key is hidden.": ~(
-                with_token_0(window)
-            ),
-            "the window is right; token 0, which sees all and is seen by all, is missing.": window,
-            "everyone sees token 0, but token 0 does not see everyone: its row is missing.": (
-                window | column
-            ),
-            "token 0 sees everyone, but not everyone sees token 0: its column is missing.": (
-                window | row
-            ),
-            "`before` and `after` are exchanged (or rows and columns): query i sees the keys "
-            "i − before to i + after.": with_token_0(exchanged),
-            "`before` and `after` are exchanged, and token 0 is missing.": exchanged,
-            "the window is one key too narrow before the query: `before` counts the keys before "
-            "it, without itself.": with_token_0((j > i - before) & (j <= i + after)),
-            "the window is one key too narrow after the query.": with_token_0(
-                (j >= i - before) & (j < i + after)
-            ),
-            "the window is one key too narrow on both sides.": with_token_0(
-                (j > i - before) & (j < i + after)
-            ),
-            "the window has only its left side; `after` keys to the right belong to it.": (
-                with_token_0((j >= i - before) & (j <= i))
-            ),
-            "the right side of the window has no end.": with_token_0(j >= i - before),
-            "the left side of the window has no end.": with_token_0(j <= i + after),
-            "the window reaches equally far to both sides; `before` and `after` differ.": (
-                with_token_0((i - j).abs() <= before)
-            ),
-            "“or” of the two sides is true everywhere; a key must be inside on both: “and”.": (
-                torch.ones(L, L, dtype=torch.bool)
-            ),
-            "token 0 is combined with the window by “and”. A pair may meet for the one reason or "
-            "for the other: “or”.": window & (row | column),
-        }
-        got = answer(candidate, L, before, after)
-        _refuse_numbers(got, window)
-        when = f"for L={L}, before={before}, after={after}"
-        expect(got, with_token_0(window), when, mistakes)
-    return "Neighbors on both sides, and token 0 for all."
-
-
-def _refuse_numbers(got: Any, want: Tensor) -> None:
+def _boolean(got: Any, when: str) -> Any:
     """Say what a mask of numbers would do."""
-    if not isinstance(got, Tensor) or got.dtype == torch.bool or got.shape != want.shape:
-        return
-    if got.is_complex() or not ((got == 0) | (got == 1)).all():
-        return
+    if not isinstance(got, Tensor) or got.dtype == torch.bool or got.is_complex() or got.ndim < 2:
+        return got
+    if not ((got == 0) | (got == 1)).all():
+        return got
     raise Wrong(
         f"these are zeros and ones of type {got.dtype}. As a mask, floating-point numbers are "
         "added to the scores and forbid nothing. Return booleans."
     )
+
+
+def _positions(length: int, keys: int | None = None) -> tuple[Tensor, Tensor]:
+    return torch.arange(length)[:, None], torch.arange(length if keys is None else keys)
+
+
+def _pairs(rule: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    """Make a mask of a rule on i, j and the lengths (B, 1, 1, 1)."""
+
+    def mask(lengths: Tensor, length: int) -> Tensor:
+        got = rule(*_positions(length), lengths[:, None, None, None])
+        return got.expand(len(lengths), 1, length, length)
+
+    return mask
+
+
+padded_causal = Exercise(
+    task="Hide the future and the filler: `mask(lengths, L)`, (B,) and L = S → (B, 1, L, L).",
+    # The second has as many sequences as tokens: there axes can be mixed up without an error.
+    cases=[
+        Case(f"for the lengths {lengths} and L={L}", (torch.tensor(lengths), L))
+        for lengths, L in (([3, 5], 5), ([2, 4, 1, 3], 4))
+    ],
+    right=_pairs(lambda i, j, n: (j <= i) & (j < n)),
+    mistakes={
+        "it is upside down: True means “may attend” here, and you have True where a key is "
+        "hidden.": _pairs(lambda i, j, n: ~((j <= i) & (j < n))),
+        "the filler is hidden, the future is not.": _pairs(lambda i, j, n: j < n),
+        "the filler is hidden, the future is not; and the shape should be (B, 1, L, L).": (
+            lambda lengths, L: padding_mask(lengths, L)
+        ),
+        "the future is hidden, the filler is not.": _pairs(lambda i, j, n: (j <= i) & (n > 0)),
+        "it hides the past, and lets each query see what comes after it: the positions i and j "
+        "are exchanged.": _pairs(lambda i, j, n: (i <= j) & (j < n)),
+        "it forbids each token to see itself: causal is j ≤ i, not j < i.": _pairs(
+            lambda i, j, n: (j < i) & (j < n)
+        ),
+        "one filler token is seen as a key: with `lengths` real tokens, the real positions are "
+        "j < lengths.": _pairs(lambda i, j, n: (j <= i) & (j <= n)),
+        "one real token is hidden: with `lengths` real tokens, the real positions are "
+        "j < lengths.": _pairs(lambda i, j, n: (j <= i) & (j < n - 1)),
+        "the filler is hidden as a query, so its rows are empty, and an empty row is trouble. "
+        "Hide it as a key, a column: j < lengths.": _pairs(lambda i, j, n: (j <= i) & (i < n)),
+        "“or” lets a pair pass that one mask forbids; both must allow it: “and”.": _pairs(
+            lambda i, j, n: (j <= i) | (j < n)
+        ),
+        "only one of the two masks may forbid here, as with “xor”; both must allow: “and”.": (
+            _pairs(lambda i, j, n: (j <= i) ^ (j < n))
+        ),
+        "the axis for the heads is missing: (B, 1, L, L), or else B is lined up with the heads.": (
+            lambda lengths, L: combine_masks(causal_mask(L), padding_mask(lengths, L))[:, 0]
+        ),
+        "every sequence has the same mask; the lengths differ.": lambda lengths, L: combine_masks(
+            causal_mask(L), padding_mask(lengths, L)
+        )[:1],
+        "`lengths` has been lined up with the queries: B equals L here, so nothing is raised. "
+        "Give it its axes, (B, 1, 1, 1).": lambda lengths, L: (
+            causal_mask(L) & (torch.arange(L) < lengths[:, None])
+            if len(lengths) == L
+            else combine_masks(causal_mask(L), padding_mask(lengths, L))
+        ),
+    },
+    praise="It hides the future and the filler, also where B = L.",
+    read=_boolean,
+)
+
+
+def _shifted(rule: Callable[[Tensor, Tensor, int, int], Tensor]) -> Callable[[int, int], Tensor]:
+    """Make a mask of a rule on i, j, the number of queries and the number of keys."""
+    return lambda L, S: rule(*_positions(L, S), L, S).expand(L, S)
+
+
+cached_causal = Exercise(
+    task="Let L new queries at the end of S keys see the past: `mask(L, S)` → (L, S).",
+    cases=[
+        Case(f"for L={L} queries and S={S} keys", (L, S))
+        for L, S in ((3, 8), (1, 6), (4, 4), (2, 5), (4, 2))
+    ],
+    right=_shifted(lambda i, j, L, S: j <= i + S - L),
+    mistakes={
+        "True means “may attend” here, and you have True where a key is hidden.": _shifted(
+            lambda i, j, L, S: j > i + S - L
+        ),
+        "the triangle starts in the top left corner, as if the queries were the first tokens. "
+        "They are the last: query i stands at position S − L + i.": _shifted(
+            lambda i, j, L, S: j <= i
+        ),
+        "each query sees one key too many: its right neighbor.": _shifted(
+            lambda i, j, L, S: j <= i + S - L + 1
+        ),
+        "each query sees one key too few: itself.": _shifted(lambda i, j, L, S: j < i + S - L),
+        "every query sees every key. That is right for a single query; of several, the earlier "
+        "must not see the later.": _shifted(lambda i, j, L, S: (i >= 0) & (j >= 0)),
+        "each query sees what comes after it; turn the comparison around.": _shifted(
+            lambda i, j, L, S: j >= i + S - L
+        ),
+        "the triangle is shifted the wrong way: query i stands S − L places further to the "
+        "right, not to the left.": _shifted(lambda i, j, L, S: j <= i + L - S),
+        "rows and columns are exchanged: queries are the rows.": lambda L, S: (
+            causal_mask(L, S, offset=S - L).mT
+        ),
+    },
+    praise="It ends in the bottom right corner, whatever L and S are.",
+    read=_boolean,
+)
+
+
+def _window(
+    sides: Callable[[Tensor, Tensor, int, int], Tensor], row: bool = True, column: bool = True
+) -> Callable[[int, int, int], Tensor]:
+    """Make a mask of a rule on i, j, before and after, with the row and column of token 0."""
+
+    def mask(length: int, before: int, after: int) -> Tensor:
+        i, j = _positions(length)
+        got = sides(i, j, before, after).expand(length, length)
+        return got | ((i == 0) & row) | ((j == 0) & column)
+
+    return mask
+
+
+def _inside(i: Tensor, j: Tensor, before: int, after: int) -> Tensor:
+    return (j >= i - before) & (j <= i + after)
+
+
+two_sided_window = Exercise(
+    task="Let each query see its neighbors and token 0, and token 0 all: `mask(L, before, after)`.",
+    cases=[
+        Case(f"for L={L}, before={before}, after={after}", (L, before, after))
+        for L, before, after in ((9, 3, 2), (7, 0, 3), (5, 9, 9))
+    ],
+    right=_window(_inside),
+    mistakes={
+        "True means “may attend” here, and you have True where a key is hidden.": (
+            lambda *sizes: ~_window(_inside)(*sizes)
+        ),
+        "the window is right; token 0, which sees all and is seen by all, is missing.": _window(
+            _inside, row=False, column=False
+        ),
+        "everyone sees token 0, but token 0 does not see everyone: its row is missing.": _window(
+            _inside, row=False
+        ),
+        "token 0 sees everyone, but not everyone sees token 0: its column is missing.": _window(
+            _inside, column=False
+        ),
+        "`before` and `after` are exchanged (or rows and columns): query i sees the keys "
+        "i − before to i + after.": _window(lambda i, j, b, a: _inside(i, j, a, b)),
+        "`before` and `after` are exchanged, and token 0 is missing.": _window(
+            lambda i, j, b, a: _inside(i, j, a, b), row=False, column=False
+        ),
+        "the window is one key too narrow before the query: `before` counts the keys before it, "
+        "without itself.": _window(lambda i, j, b, a: (j > i - b) & (j <= i + a)),
+        "the window is one key too narrow after the query.": _window(
+            lambda i, j, b, a: (j >= i - b) & (j < i + a)
+        ),
+        "the window is one key too narrow on both sides.": _window(
+            lambda i, j, b, a: (j > i - b) & (j < i + a)
+        ),
+        "the window has only its left side; `after` keys to the right belong to it.": _window(
+            lambda i, j, b, a: (j >= i - b) & (j <= i)
+        ),
+        "the right side of the window has no end.": _window(lambda i, j, b, a: j >= i - b),
+        "the left side of the window has no end.": _window(lambda i, j, b, a: j <= i + a),
+        "the window reaches equally far to both sides; `before` and `after` differ.": _window(
+            lambda i, j, b, a: (i - j).abs() <= b
+        ),
+        "“or” of the two sides is true everywhere; a key must be inside on both: “and”.": _window(
+            lambda i, j, b, a: (j >= i - b) | (j <= i + a)
+        ),
+        "token 0 is combined with the window by “and”. A pair may meet for the one reason or for "
+        "the other: “or”.": _window(
+            lambda i, j, b, a: _inside(i, j, b, a) & ((i == 0) | (j == 0)), row=False, column=False
+        ),
+    },
+    praise="Neighbors on both sides, and token 0 for all.",
+    read=_boolean,
+)
 
 
 # --- weights without NaN -------------------------------------------------------------------------
@@ -242,6 +286,7 @@ def masked_weights(candidate: Any) -> str:
     _check_garbage(candidate, scores, empty)
     for dtype in HALF:
         _check_half(candidate, scores, empty, dtype)
+    _check_lowest(candidate, scores, mask)
     return "All five demands are met."
 
 
@@ -341,3 +386,17 @@ def _check_half(candidate: Any, scores: Tensor, mask: Tensor, dtype: torch.dtype
     want = _weights(scores.double(), mask)
     if not torch.allclose(got.double(), want, rtol=0, atol=2 * torch.finfo(dtype).eps):
         raise Wrong(f"in {dtype} the weights are off by more than rounding explains.")
+
+
+def _check_lowest(candidate: Any, scores: Tensor, mask: Tensor) -> None:
+    """Let all visible scores be the lowest number there is: only −∞ lies below."""
+    low = torch.full_like(scores, torch.finfo(scores.dtype).min)
+    expect(
+        answer(candidate, low, mask),
+        _weights(low, mask),
+        "where all visible scores are the lowest finite number,",
+        {
+            "the hidden scores are filled with a finite number. Where the visible scores are as "
+            "low, the hidden keys get a share. Fill with −∞.": torch.softmax(low, -1) * mask
+        },
+    )
