@@ -234,7 +234,8 @@ class Exercise:
         cases: what every answer is tried on.
         right: the right rule.
         mistakes: sentence → wrong rule. Of the rules that answer the first case that went wrong as
-            the reader's does, the one that agrees with it on most cases is told.
+            the reader's does, the one that agrees with it on most cases is told; where an answer is
+            one number, a rule has to agree on all cases.
         praise: what a right answer is told.
         read: makes of what came out what is compared, or raises `Wrong`.
         parse: makes a function of an answer that is none: a number, a shape, a spec.
@@ -279,8 +280,10 @@ class Exercise:
         votes = {}
         for sentence, rule in self.mistakes.items():
             theirs = self.outcomes(rule)
-            if alike(got[first], theirs[first]):
-                votes[sentence] = sum(map(alike, got, theirs))
+            same = list(map(alike, got, theirs))
+            # One number or truth value can agree by chance: then all cases must.
+            if same[first] and (all(same) or isinstance(got[first], Tensor | Wrong)):
+                votes[sentence] = sum(same)
         if votes:
             raise Wrong(max(votes, key=votes.__getitem__))
         if sentence := self.hint(got):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 from mha_tutor.einsum import explain_einsum
 from mha_tutor.exercises._exercise import (
+    Case,
+    Exercise,
     Wrong,
-    agree,
     answer,
     draw,
     exercise,
@@ -27,110 +29,91 @@ __all__ = ["einsum_by_matmul", "flops", "layer_by_einsum", "output_spec", "score
 MANY = 100  # calls of torch: an answer that permutes and multiplies needs some twenty
 
 
-@exercise
-def scores_spec(candidate: Any) -> str:
-    """Write the spec of the scores: (B, H, L, D) with (B, H, S, D) → (B, H, L, S)."""
-    query, key = draw(2, 3, 5, 11), draw(2, 3, 7, 11, seed=1)
-    left, arrow, _ = _spec(candidate).partition("->")
+def _by_spec(candidate: Any) -> Any:
+    """Make a function of a spec; a rule may be a function already."""
+    if callable(candidate):
+        return candidate
+    spec = _spec(candidate)
+    left = spec.partition("->")[0]
     terms = left.split(",")
-    if arrow and len(terms) == 2 and [len(t) for t in terms] == [4, 4] and terms[0] == terms[1]:
+    if "->" in spec and [len(t) for t in terms] == [4, 4] and terms[0] == terms[1]:
         raise Wrong(
             f"both operands are {terms[0]!r}. Each query meets each key, so their positions need "
             "letters of their own."
         )
-    scores = query @ key.mT
-    expect(
-        _run(candidate, query, key),
-        scores,
-        "with L = 5 queries and S = 7 keys",
-        {
-            "a row of this is a key. Queries come first in (B, H, L, S).": scores.mT,
-            "this sums over the heads: h must stand right of the arrow.": scores.sum(dim=1),
-            "this sums over the batch: its letter must stand right of the arrow.": scores.sum(
-                dim=0
-            ),
-            "this sums over the batch and the heads. Both letters must stand right of the arrow; "
-            "without an arrow, torch drops every letter that stands twice.": scores.sum((0, 1)),
-            "D has a letter for the query and another for the key, so each is summed alone. Give "
-            "both one letter.": query.sum(-1)[..., :, None] * key.sum(-1)[..., None, :],
-            "the heads have two letters, so each head meets every head. Give them "
-            "one.": torch.einsum("bhld,bgsd->bhls", query, key),
-            "the sequences have two letters, so each meets every other. Give them "
-            "one.": torch.einsum("bhld,chsd->bhls", query, key),
-            "D is kept: a score is a sum over D. Leave its letter out on the right.": (
-                torch.einsum("bhld,bhsd->bhlsd", query, key)
-            ),
-            "the heads stand after the queries; (B, H, L, S) is asked for.": scores.transpose(1, 2),
-        },
-    )
-    return "Your spec gives query @ key.mT."
+    return lambda *operands: _run(spec, *operands)
 
 
-@exercise
-def output_spec(candidate: Any) -> str:
-    """Write the spec of the output: heads (B, H, L, D) with W (H, O, D) → (B, L, O)."""
-    heads, w = draw(2, 3, 5, 7), draw(3, 11, 7, seed=1)
-    shares = heads @ w.mT  # (B, H, L, O)
-    want = shares.sum(dim=1)
-    expect(
-        _run(candidate, heads, w),
-        want,
-        "with 3 heads of 7 features and 11 outputs",
-        {
-            "h is kept: these are the shares of the heads. Leave h out on the right, and they are "
-            "added.": shares,
-            "h is kept: these are the shares of the heads, before they are "
-            "added.": shares.transpose(1, 2),
-            "tokens and outputs are exchanged: (B, L, O) is asked for.": want.mT,
-            "the heads have two letters, so each head meets the matrix of every head. Give them "
-            "one.": heads.sum(dim=1) @ w.sum(dim=0).mT,
-            "D has two letters, so each operand is summed over it alone. Give both "
-            "one.": torch.einsum("bhld,hoe->blo", heads, w),
-            "this sums over the batch: its letter must stand right of the arrow.": want.sum(dim=0),
-            "this sums over the tokens: their letter must stand right of the arrow.": want.sum(
-                dim=1
-            ),
-            "this sums over the outputs: their letter must stand right of the arrow.": want.sum(
-                dim=2
-            ),
-        },
-    )
-    return "Your spec gives merge_heads(heads) @ W.T."
+def _as_it_is(function: Any, *operands: Tensor) -> Any:
+    """Run a spec here: what is wrong with it says so in its own words."""
+    return function.args[0](*operands)
 
 
-@exercise
-def flops(candidate: Any) -> str:
-    """Count: `flops(spec, shape_a, shape_b)` → the FLOPs of a spec of two operands, as a number."""
-    agree(
-        candidate,
-        {f"for {spec!r} with {a} and {b}": (spec, a, b) for spec, a, b in _COUNTED},
-        lambda spec, a, b: explain_einsum(spec, a, b).flops,
-        whole,
-        {
-            "this is half of it: a step is a multiplication and an addition.": lambda spec, a, b: (
-                math.prod(_sizes(spec, a, b).values())
-            ),
-            "this multiplies all numbers of a with all of b. A letter that both have is one loop, "
-            "not two.": lambda spec, a, b: 2 * math.prod(a) * math.prod(b),
-            "this counts one product for each entry of the result. The summed letters are loops "
-            "too.": lambda spec, a, b: 2 * _size_of(spec.partition("->")[2], spec, a, b),
-            "this multiplies the summed letters alone. Kept and batch letters are loops "
-            "too.": lambda spec, a, b: 2 * _size_of(_summed(spec), spec, a, b),
-            "this adds the sizes; nested loops multiply.": lambda spec, a, b: (
-                2 * sum(_sizes(spec, a, b).values())
-            ),
-            "these are the numbers read and written, not the FLOPs.": lambda spec, a, b: (
-                math.prod(a) + math.prod(b) + _size_of(spec.partition("->")[2], spec, a, b)
-            ),
-            "this is the exact count of chapter 1, one addition less for each entry. Here a step "
-            "is a multiplication and an addition.": lambda spec, a, b: (
-                (2 * _size_of(_summed(spec), spec, a, b) - 1)
-                * _size_of(spec.partition("->")[2], spec, a, b)
-            ),
-        },
-    )
-    return f"Your count is that of explain_einsum, on {len(_COUNTED)} specs."
+scores_spec = Exercise(
+    task="Write the spec of the scores: (B, H, L, D) with (B, H, S, D) → (B, H, L, S).",
+    cases=[
+        Case(
+            "with L = 5 queries and S = 7 keys",
+            (draw(2, 3, 5, 11), draw(2, 3, 7, 11, seed=1)),
+            _as_it_is,
+        )
+    ],
+    right="bhld,bhsd->bhls",
+    mistakes={
+        "a row of this is a key. Queries come first in (B, H, L, S).": "bhld,bhsd->bhsl",
+        "this sums over the heads: h must stand right of the arrow.": "bhld,bhsd->bls",
+        "this sums over the batch: its letter must stand right of the arrow.": "bhld,bhsd->hls",
+        "this sums over the batch and the heads. Both letters must stand right of the arrow; "
+        "without an arrow, torch drops every letter that stands twice.": "bhld,bhsd->ls",
+        "D has a letter for the query and another for the key, so each is summed alone. Give "
+        "both one letter.": "bhld,bhse->bhls",
+        "the heads have two letters, so each head meets every head. Give them one.": (
+            "bhld,bgsd->bhls"
+        ),
+        "the sequences have two letters, so each meets every other. Give them one.": (
+            "bhld,chsd->bhls"
+        ),
+        "the sequences have two letters, and all are kept: each meets every other. Give them "
+        "one.": "bhld,chsd->bchls",
+        "the heads have two letters, and all are kept: each head meets every head. Give them "
+        "one.": "bhld,bgsd->bhgls",
+        "D is kept: a score is a sum over D. Leave its letter out on the right.": (
+            "bhld,bhsd->bhlsd"
+        ),
+        "the heads stand after the queries; (B, H, L, S) is asked for.": "bhld,bhsd->blhs",
+    },
+    praise="Your spec gives query @ key.mT.",
+    parse=_by_spec,
+)
 
+output_spec = Exercise(
+    task="Write the spec of the output: heads (B, H, L, D) with W (H, O, D) → (B, L, O).",
+    cases=[
+        Case(
+            "with 3 heads of 7 features and 11 outputs",
+            (draw(2, 3, 5, 7), draw(3, 11, 7, seed=1)),
+            _as_it_is,
+        )
+    ],
+    right="bhld,hod->blo",
+    mistakes={
+        "h is kept: these are the shares of the heads. Leave h out on the right, and they are "
+        "added.": "bhld,hod->bhlo",
+        "h is kept: these are the shares of the heads, before they are added.": "bhld,hod->blho",
+        "tokens and outputs are exchanged: (B, L, O) is asked for.": "bhld,hod->bol",
+        "the heads have two letters, so each head meets the matrix of every head. Give them one.": (
+            "bhld,god->blo"
+        ),
+        "D has two letters, so each operand is summed over it alone. Give both one.": (
+            "bhld,hoe->blo"
+        ),
+        "this sums over the batch: its letter must stand right of the arrow.": "bhld,hod->lo",
+        "this sums over the tokens: their letter must stand right of the arrow.": "bhld,hod->bo",
+        "this sums over the outputs: their letter must stand right of the arrow.": "bhld,hod->bl",
+    },
+    praise="Your spec gives merge_heads(heads) @ W.T.",
+    parse=_by_spec,
+)
 
 _COUNTED = [
     ("ij,jk->ik", (2, 3), (3, 5)),
@@ -156,49 +139,95 @@ def _summed(spec: str) -> str:
     return "".join(sorted(set(left) - {","} - set(right)))
 
 
-@exercise
-def layer_by_einsum(candidate: Any) -> str:
-    """Write self-attention: `layer_by_einsum(x, w_q, w_k, w_v, w_o)`, (B, L, E) → (B, L, O).
+flops = Exercise(
+    task="Count: `flops(spec, shape_a, shape_b)` → the FLOPs of a spec of two operands, a number.",
+    cases=[Case(f"for {spec!r} with {a} and {b}", (spec, a, b)) for spec, a, b in _COUNTED],
+    right=lambda spec, a, b: explain_einsum(spec, a, b).flops,
+    mistakes={
+        "this is half of it: a step is a multiplication and an addition.": lambda spec, a, b: (
+            math.prod(_sizes(spec, a, b).values())
+        ),
+        "this multiplies all numbers of a with all of b. A letter that both have is one loop, "
+        "not two.": lambda spec, a, b: 2 * math.prod(a) * math.prod(b),
+        "this counts one product for each entry of the result. The summed letters are loops "
+        "too.": lambda spec, a, b: 2 * _size_of(spec.partition("->")[2], spec, a, b),
+        "this multiplies the summed letters alone. Kept and batch letters are loops "
+        "too.": lambda spec, a, b: 2 * _size_of(_summed(spec), spec, a, b),
+        "this adds the sizes; nested loops multiply.": lambda spec, a, b: (
+            2 * sum(_sizes(spec, a, b).values())
+        ),
+        "these are the numbers read and written, not the FLOPs.": lambda spec, a, b: (
+            math.prod(a) + math.prod(b) + _size_of(spec.partition("->")[2], spec, a, b)
+        ),
+        "this is the exact count of chapter 1, one addition less for each entry. Here a step "
+        "is a multiplication and an addition.": lambda spec, a, b: (
+            (2 * _size_of(_summed(spec), spec, a, b) - 1)
+            * _size_of(spec.partition("->")[2], spec, a, b)
+        ),
+    },
+    praise=f"Your count is that of explain_einsum, on {len(_COUNTED)} specs.",
+    read=whole,
+)
+
+
+def _layer(
+    dim: int = -1,
+    divide: Callable[[int, int], float] = lambda E, D: D**0.5,
+    scores: Callable[[Tensor], Tensor] = lambda scores: scores,
+    weights: Callable[[Tensor], Tensor] = lambda weights: weights,
+    mixed: int = 2,
+    softmax: bool = True,
+) -> Callable[..., Tensor]:
+    """Make a layer; each option breaks it in one place."""
+
+    def layer(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, w_o: Tensor) -> Tensor:
+        qkv = [x[:, None] @ w.mT for w in (w_q, w_k, w_v)]  # (B, H, L, D)
+        a = scores(qkv[0] @ qkv[1].mT / divide(*w_q.shape[:0:-1]))
+        a = weights(a.softmax(dim) if softmax else a)
+        return merge_heads(a @ qkv[mixed]) @ w_o.flatten(1).T
+
+    return layer
+
+
+layer_by_einsum = Exercise(
+    task="""Write self-attention: `layer_by_einsum(x, w_q, w_k, w_v, w_o)`, (B, L, E) → (B, L, O).
 
     The matrices are cut into heads: `w_q`, `w_k` and `w_v` are (H, D, E), `w_o` is (O, H, D).
-    """
-    x = draw(2, 7, 15)
-    w_q, w_k, w_v = (draw(3, 5, 15, seed=i) / 4 for i in (1, 2, 3))
-    w_o = draw(11, 3, 5, seed=4)
-    q, k, v = (x[:, None] @ w.mT for w in (w_q, w_k, w_v))  # (B, H, L, D)
-    scores = q @ k.mT
-
-    def out(weights: Tensor, v: Tensor = v) -> Tensor:
-        return merge_heads(weights @ v) @ w_o.flatten(1).T
-
-    scaled = scores / 5**0.5
-    expect(
-        answer(candidate, x, w_q, w_k, w_v, w_o),
-        out(scaled.softmax(-1)),
-        "for B, L, H, D = 2, 7, 3, 5 and E, O = 15, 11",
-        {
-            "the scores are not divided by √D.": out(scores.softmax(-1)),
-            "the scores are divided by √E; each head has D features, so √D.": out(
-                (scores / 15**0.5).softmax(-1)
+    """,
+    cases=[
+        Case(
+            "for B, L, H, D = 2, 7, 3, 5 and E, O = 15, 11",
+            (
+                draw(2, 7, 15),
+                *(draw(3, 5, 15, seed=i) / 4 for i in (1, 2, 3)),
+                draw(11, 3, 5, seed=4),
             ),
-            "the scores are divided by D, not by √D.": out((scores / 5).softmax(-1)),
-            "the scores are multiplied by √D; divide.": out((scores * 5**0.5).softmax(-1)),
-            "the softmax runs over the queries. The keys are to sum to 1 for each query: dim=-1 if "
-            "the scores end in qk.": out(scaled.softmax(-2)),
-            "the softmax runs over the heads; it must run over the keys.": out(scaled.softmax(1)),
-            "the scores are mixed with no softmax.": out(scaled),
-            "the weights have their queries and keys exchanged.": out(scaled.softmax(-1).mT),
-            "queries and keys have traded places: the scores' letters are in the wrong order, or "
-            "w_q and w_k are exchanged.": out(scaled.mT.softmax(-1)),
-            "nothing is mixed: the values have the letter of the queries. They stand at the keys' "
-            "positions.": out(torch.eye(7, device="cpu").to(v)),
-            "keys are mixed; the values are to be.": out(scaled.softmax(-1), k),
-            "one table of weights serves all heads: h was summed in the scores.": out(
-                scaled.sum(dim=1, keepdim=True).softmax(-1)
-            ),
-        },
-    )
-    return "It agrees with project, split, attend, merge, project."
+        )
+    ],
+    right=_layer(),
+    mistakes={
+        "the scores are not divided by √D.": _layer(divide=lambda E, D: 1),
+        "the scores are divided by √E; each head has D features, so √D.": _layer(
+            divide=lambda E, D: E**0.5
+        ),
+        "the scores are divided by D, not by √D.": _layer(divide=lambda E, D: D),
+        "the scores are multiplied by √D; divide.": _layer(divide=lambda E, D: D**-0.5),
+        "the softmax runs over the queries. The keys are to sum to 1 for each query: dim=-1 if "
+        "the scores end in qk.": _layer(dim=-2),
+        "the softmax runs over the heads; it must run over the keys.": _layer(dim=1),
+        "the scores are mixed with no softmax.": _layer(softmax=False),
+        "the weights have their queries and keys exchanged.": _layer(weights=lambda a: a.mT),
+        "queries and keys have traded places: the scores' letters are in the wrong order, or "
+        "w_q and w_k are exchanged.": _layer(scores=lambda a: a.mT),
+        "nothing is mixed: the values have the letter of the queries. They stand at the keys' "
+        "positions.": _layer(weights=lambda a: torch.eye(a.shape[-1]).to(a)),
+        "keys are mixed; the values are to be.": _layer(mixed=1),
+        "one table of weights serves all heads: h was summed in the scores.": _layer(
+            scores=lambda a: a.sum(dim=1, keepdim=True)
+        ),
+    },
+    praise="It agrees with project, split, attend, merge, project.",
+)
 
 
 @exercise
