@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "Case",
+    "Exercise",
     "Feedback",
     "Wrong",
     "agree",
+    "alike",
     "answer",
     "draw",
     "exercise",
@@ -65,23 +68,26 @@ class Missing(Exception):
 def exercise(judge: Callable[[Any], str]) -> Callable[[Any], Feedback]:
     """Make a checker of a function that raises `Wrong`, or returns what it has tried."""
 
-    @functools.wraps(judge)
     def check(candidate: Any) -> Feedback:
-        name = getattr(candidate, "__name__", None) or "your answer"
-        try:
-            with torch.random.fork_rng(devices=[]):
-                return Feedback(True, f"✓ {name}: right. {judge(candidate)}")
-        except Missing as nothing:
-            return Feedback(False, f"… {name}: {nothing}")
-        except Wrong as wrong:
-            return Feedback(False, f"✗ {name}: {wrong}")
-        except Exception as error:  # an answer that no judge has thought of
-            text = f"cannot be judged: {type(error).__name__}: {_first_line(error)}"
-            return Feedback(False, f"✗ {name}: {text}")
+        return _feedback(candidate, judge)
 
-    check.__annotations__ = {"candidate": "Any", "return": "Feedback"}
-    del check.__wrapped__  # its signature is the one above
+    check.__name__, check.__doc__ = judge.__name__, judge.__doc__
+    check.__module__ = judge.__module__
     return check
+
+
+def _feedback(candidate: Any, judge: Callable[[Any], str]) -> Feedback:
+    name = getattr(candidate, "__name__", None) or "your answer"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return Feedback(True, f"✓ {name}: right. {judge(candidate)}")
+    except Missing as nothing:
+        return Feedback(False, f"… {name}: {nothing}")
+    except Wrong as wrong:
+        return Feedback(False, f"✗ {name}: {wrong}")
+    except Exception as error:  # an answer that no judge has thought of
+        text = f"cannot be judged: {type(error).__name__}: {_first_line(error)}"
+        return Feedback(False, f"✗ {name}: {text}")
 
 
 def answer(candidate: Any, *inputs: Any, **options: Any) -> Any:
@@ -202,6 +208,113 @@ def agree(
     for when, is_, should in zip(cases, got, want, strict=True):
         if is_ != should:
             raise Wrong(f"{when} it returns {is_}; it should be {should}.")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question that an answer is asked.
+
+    Attributes:
+        when: on which input, in words: "for x = torch.arange(48).reshape(2, 4, 6)".
+        inputs: what the answer is called with.
+        ask: how, if not plainly: `ask(function, *inputs)`. Right and wrong rules are asked alike.
+    """
+
+    when: str
+    inputs: tuple[Any, ...]
+    ask: Callable[..., Any] = lambda function, *inputs: function(*inputs)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Exercise:
+    """A checker: a right rule, and each known mistake once, as a sentence and a wrong rule.
+
+    Attributes:
+        task: what is asked for, in a line.
+        cases: what every answer is tried on.
+        right: the right rule.
+        mistakes: sentence → wrong rule. Of the rules that answer the first case that went wrong as
+            the reader's does, the one that agrees with it on most cases is told; where an answer is
+            one number, a rule has to agree on all cases.
+        praise: what a right answer is told.
+        read: makes of what came out what is compared, or raises `Wrong`.
+        parse: makes a function of an answer that is none: a number, a shape, a spec.
+        hint: a last look at what came out, case by case, for a sentence that no rule can say.
+    """
+
+    task: str
+    cases: Sequence[Case]
+    right: Any
+    mistakes: Mapping[str, Any]
+    praise: str
+    read: Callable[[Any, str], Any] = lambda got, when: got
+    parse: Callable[[Any], Callable[..., Any]] | None = None
+    hint: Callable[[list[Any]], str | None] = lambda outcomes: None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.task)
+
+    def __call__(self, candidate: Any) -> Feedback:
+        """Judge an answer."""
+        return _feedback(candidate, self._judge)
+
+    def outcomes(self, answer_: Any) -> list[Any]:
+        """Return what an answer gives in each case; where it gives nothing, the `Wrong`."""
+        function = self.parse(answer_) if self.parse else answer_
+        return [self._outcome(function, case) for case in self.cases]
+
+    def _outcome(self, function: Any, case: Case) -> Any:
+        try:
+            got = case.ask(functools.partial(answer, function), *case.inputs)
+            got = self.read(got, case.when)
+            return got.detach().cpu() if isinstance(got, Tensor) else got
+        except Wrong as wrong:
+            return wrong
+
+    def _judge(self, candidate: Any) -> str:
+        got, want = self.outcomes(candidate), self.outcomes(self.right)
+        wrong = [i for i in range(len(want)) if not _right(got[i], want[i])]
+        if not wrong:
+            return self.praise
+        first = wrong[0]
+        votes = {}
+        for sentence, rule in self.mistakes.items():
+            theirs = self.outcomes(rule)
+            same = list(map(alike, got, theirs))
+            # One number or truth value can agree by chance: then all cases must.
+            if same[first] and (all(same) or isinstance(got[first], Tensor | Wrong)):
+                votes[sentence] = sum(same)
+        if votes:
+            raise Wrong(max(votes, key=votes.__getitem__))
+        if sentence := self.hint(got):
+            raise Wrong(sentence)
+        if isinstance(got[first], Wrong):
+            raise got[first]
+        if not isinstance(want[first], Tensor):
+            if len(got) > 1 and all(one == got[0] for one in got):
+                raise Wrong(f"it returns {got[0]}, whatever the input.")
+            when = self.cases[first].when
+            raise Wrong(f"{when} it returns {got[first]}; it should be {want[first]}.")
+        expect(got[first], want[first], self.cases[first].when)
+        raise AssertionError("expect and _right disagree")
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Say whether two answers come out the same, or fail in the same way."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and not one.is_complex() and _close(one, other)
+    if isinstance(one, Wrong) and isinstance(other, Wrong):
+        return str(one) == str(other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(alike(one[name], other[name]) for name in one)
+    return type(one) is type(other) and one == other
+
+
+def _right(got: Any, want: Tensor) -> bool:
+    if isinstance(got, Tensor) and isinstance(want, Tensor):
+        kinds = [(x.dtype == torch.bool, x.is_floating_point()) for x in (got, want)]
+        return kinds[0] == kinds[1] and alike(got, want)
+    return alike(got, want)
 
 
 def truth(got: Any, when: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 import mha_tutor
 from mha_tutor import exercises, explain_einsum
-from mha_tutor.exercises.einsum import _SPECS
+from mha_tutor.exercises.chapter3 import _SPECS
 
 
 def says(feedback, sentence):

@@ -5,14 +5,23 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mha_tutor.contract import check
-from mha_tutor.exercises._exercise import Wrong, answer, draw, exercise, expect
+from mha_tutor.exercises._exercise import (
+    Case,
+    Exercise,
+    Wrong,
+    answer,
+    draw,
+    exercise,
+    expect,
+    whole,
+)
 from mha_tutor.masks import padding_mask
 from mha_tutor.multihead import MultiHeadAttention
 
@@ -22,102 +31,122 @@ __all__ = ["cross_attention", "grouped_count", "silence_head", "torch_state", "w
 # --- count the parameters ------------------------------------------------------------------------
 
 
-@exercise
-def grouped_count(candidate: Any) -> str:
-    """Count a layer's parameters, biases too: `count(embed_dim, num_heads, num_kv_heads)`."""
-    # First sizes at which no two of the mistakes below count the same.
-    for E, H, G in ((600, 15, 3), (512, 8, 4), (512, 8, 8), (30, 6, 1), (33, 3, 3)):
-        D = E // H
-        want = 2 * E * E + 2 * E + 2 * (G * D * E + G * D)
-        got = answer(candidate, E, H, G)
-        try:
-            number = float(got)
-        except (TypeError, ValueError):
-            raise Wrong(f"it returns {got!r:.40}; a number is asked for.") from None
-        if number == want:
-            continue
-        case = f"for embed_dim={E}, num_heads={H}, num_kv_heads={G} the answer {got} "
-        for sentence, wrong in {
-            "is that of H key and value heads. Here they are fewer, and k_proj and v_proj have "
-            "only num_kv_heads · D rows.": 4 * E * E + 4 * E,
-            "leaves out the biases: each row of each of the four matrices has one.": want
-            - (2 * E + 2 * G * D),
-            "leaves out the bias of out_proj.": want - E,
-            "leaves out out_proj, E² + E.": want - E * E - E,
-            "leaves out the output projection, and all biases.": E * E + 2 * G * D * E,
-            "gives k_proj and v_proj biases of E numbers; a bias has one for each row.": 2 * E * E
-            + 2 * G * D * E
-            + 4 * E,
-            "counts one of key and value only; both have few heads, and both are there.": 2 * E * E
-            + 2 * E
-            + (G * D * E + G * D),
-            "lets the value keep all heads; key and value have num_kv_heads each.": 3 * (E * E + E)
-            + G * D * E
-            + G * D,
-            "is that of num_kv_heads heads in all four. Queries keep num_heads heads, so q_proj "
-            "and out_proj stay (E, E).": 4 * (G * D * E + G * D),
-            "gives out_proj num_kv_heads heads, too. There are as many outputs as queries: it "
-            "stays (E, E).": E * E + E + 3 * (G * D * E + G * D),
-            "gives q_proj num_kv_heads heads, too, and out_proj as many columns. Queries keep "
-            "num_heads heads: both stay (E, E).": 4 * G * D * E + 3 * G * D + E,
-            "gives key and value num_kv_heads rows; a head has D rows.": 2 * E * E
-            + 2 * E
-            + 2 * (G * E + G),
-            "gives key and value one head only.": 2 * E * E + 2 * E + 2 * (D * E + D),
-            "gives each head matrices (E, E) of its own. The heads share out the rows of one.": (
-                H * want
-            ),
-            "counts matrices (D, D), as if a head read only its own slice. Each reads all E "
-            "features.": E * E + E + (H + 2 * G) * (D * D + D),
-        }.items():
-            if number == wrong:
-                raise Wrong(case + sentence)
-        raise Wrong(f"{case}is not right. Add up four matrices, rows × columns, and four biases.")
-    return "Also for one key and value head that all query heads share."
+def _count(rule: Callable[[int, int, int], int]) -> Callable[[int, int, int], int]:
+    """Make a count of a rule on E, D = E / H and the rows of k_proj and v_proj, G · D."""
+    return lambda E, H, G: rule(E, E // H, G * (E // H))
+
+
+grouped_count = Exercise(
+    task="Count a layer's parameters, biases too: `count(embed_dim, num_heads, num_kv_heads)`.",
+    cases=[
+        Case(f"for embed_dim={E}, num_heads={H}, num_kv_heads={G}", (E, H, G))
+        for E, H, G in ((600, 15, 3), (512, 8, 4), (512, 8, 8), (30, 6, 1), (33, 3, 3))
+    ],
+    right=_count(lambda E, D, rows: 2 * (E * E + E) + 2 * rows * (E + 1)),
+    mistakes={
+        "this is the count of H key and value heads. Here they are fewer, and k_proj and v_proj "
+        "have only num_kv_heads · D rows.": _count(lambda E, D, rows: 4 * E * E + 4 * E),
+        "this leaves out the biases: each row of each of the four matrices has one.": _count(
+            lambda E, D, rows: 2 * E * E + 2 * rows * E
+        ),
+        "this leaves out the bias of out_proj.": _count(
+            lambda E, D, rows: 2 * E * E + E + 2 * rows * (E + 1)
+        ),
+        "this leaves out out_proj, E² + E.": _count(
+            lambda E, D, rows: E * E + E + 2 * rows * (E + 1)
+        ),
+        "this leaves out the output projection, and all biases.": _count(
+            lambda E, D, rows: E * E + 2 * rows * E
+        ),
+        "this gives k_proj and v_proj biases of E numbers; a bias has one for each row.": _count(
+            lambda E, D, rows: 2 * E * E + 2 * rows * E + 4 * E
+        ),
+        "this counts one of key and value only; both have few heads, and both are there.": _count(
+            lambda E, D, rows: 2 * E * E + 2 * E + rows * (E + 1)
+        ),
+        "this lets the value keep all heads; key and value have num_kv_heads each.": _count(
+            lambda E, D, rows: 3 * (E * E + E) + rows * (E + 1)
+        ),
+        "this is the count of num_kv_heads heads in all four. Queries keep num_heads heads, so "
+        "q_proj and out_proj stay (E, E).": _count(lambda E, D, rows: 4 * rows * (E + 1)),
+        "this gives out_proj num_kv_heads heads, too. There are as many outputs as queries: it "
+        "stays (E, E).": _count(lambda E, D, rows: E * E + E + 3 * rows * (E + 1)),
+        "this gives q_proj num_kv_heads heads, too, and out_proj as many columns. Queries keep "
+        "num_heads heads: both stay (E, E).": _count(
+            lambda E, D, rows: 4 * rows * E + 3 * rows + E
+        ),
+        "this gives key and value num_kv_heads rows; a head has D rows.": _count(
+            lambda E, D, rows: 2 * E * E + 2 * E + 2 * (rows // D) * (E + 1)
+        ),
+        "this gives key and value one head only.": _count(
+            lambda E, D, rows: 2 * E * E + 2 * E + 2 * D * (E + 1)
+        ),
+        "this gives each head matrices (E, E) of its own. The heads share out the rows of one.": (
+            _count(lambda E, D, rows: E // D * (2 * (E * E + E) + 2 * rows * (E + 1)))
+        ),
+        "this counts matrices (D, D), as if a head read only its own slice. Each reads all E "
+        "features.": _count(lambda E, D, rows: E * E + E + (E + 2 * rows) * (D + 1)),
+    },
+    praise="Also for one key and value head that all query heads share.",
+    read=whole,
+)
 
 
 # --- silence a head ------------------------------------------------------------------------------
 
 
-@exercise
-def silence_head(candidate: Any) -> str:
-    """Take head h out of the output: `silence(weight, num_heads, h)`, (E, E) → (E, E)."""
-    for E, H, h in ((12, 3, 1), (15, 5, 3), (8, 4, 0)):
-        D = E // H
-        weight = draw(E, E)
+def _zeroed(
+    columns: Callable[[int, int, int], slice] | None = None,
+    rows: Callable[[int, int, int], slice] | None = None,
+) -> Callable[[Tensor, int, int], Tensor]:
+    """Set what a rule on D, H and h picks to 0."""
 
-        def zeroed(
-            rows: slice = slice(None), columns: slice = slice(None), weight=weight
-        ) -> Tensor:
-            out = weight.clone()
-            out[rows, columns] = 0
-            return out
+    def silence(weight: Tensor, num_heads: int, h: int) -> Tensor:
+        sizes = len(weight) // num_heads, num_heads, h
+        out = weight.clone()
+        if columns:
+            out[:, columns(*sizes)] = 0
+        if rows:
+            out[rows(*sizes)] = 0
+        return out
 
-        own = slice(h * D, (h + 1) * D)
-        want = zeroed(columns=own)
-        kept = weight - want
-        mistakes = {
-            "nothing has changed.": weight,
-            "rows are set to 0: they are output features, to which all heads write. What a head "
-            "writes with are columns.": zeroed(rows=own),
-            "every H-th column is set to 0. The columns of a head stand side by side: "
-            "h·D to h·D + D − 1.": zeroed(columns=slice(h, None, H)),
-            "columns h·H to h·H + H − 1 are set to 0; each head has D columns.": zeroed(
-                columns=slice(h * H, (h + 1) * H)
-            ),
-            "only one column is set to 0; the head has D of them.": zeroed(columns=slice(h, h + 1)),
-            "it is the other way round: this head alone is left.": kept,
-            "the wrong head is silent: heads are counted from 0.": zeroed(
-                columns=slice((h - 1) * D, h * D) if h else own
-            ),
-            "the matrix is transposed as well.": want.mT,
-            "the columns are cut out. Set them to 0, and the shape stays.": torch.cat(
-                [weight[:, : h * D], weight[:, (h + 1) * D :]], 1
-            ),
-        }
-        when = f"for a matrix ({E}, {E}), {H} heads and h={h}"
-        expect(answer(candidate, weight, H, h), want, when, mistakes)
-    return "Its columns are 0, and the others are untouched."
+    return silence
+
+
+_silenced = _zeroed(lambda D, H, h: slice(h * D, (h + 1) * D))
+
+silence_head = Exercise(
+    task="Take head h out of the output: `silence(weight, num_heads, h)`, (E, E) → (E, E).",
+    cases=[
+        Case(f"for a matrix ({E}, {E}), {H} heads and h={h}", (draw(E, E), H, h))
+        for E, H, h in ((12, 3, 1), (15, 5, 3), (8, 4, 0))
+    ],
+    right=_silenced,
+    mistakes={
+        "nothing has changed.": _zeroed(),
+        "rows are set to 0: they are output features, to which all heads write. What a head "
+        "writes with are columns.": _zeroed(rows=lambda D, H, h: slice(h * D, (h + 1) * D)),
+        "every H-th column is set to 0. The columns of a head stand side by side: h·D to "
+        "h·D + D − 1.": _zeroed(lambda D, H, h: slice(h, None, H)),
+        "columns h·H to h·H + H − 1 are set to 0; each head has D columns.": _zeroed(
+            lambda D, H, h: slice(h * H, (h + 1) * H)
+        ),
+        "only one column is set to 0; the head has D of them.": _zeroed(
+            lambda D, H, h: slice(h, h + 1)
+        ),
+        "it is the other way round: this head alone is left.": lambda w, H, h: (
+            w - _silenced(w, H, h)
+        ),
+        "the wrong head is silent: heads are counted from 0.": _zeroed(
+            lambda D, H, h: slice((h - 1) % H * D, ((h - 1) % H + 1) * D)
+        ),
+        "the matrix is transposed as well.": lambda w, H, h: _silenced(w, H, h).mT,
+        "the columns are cut out. Set them to 0, and the shape stays.": lambda w, H, h: torch.cat(
+            [w[:, : h * (len(w) // H)], w[:, (h + 1) * (len(w) // H) :]], 1
+        ),
+    },
+    praise="Its columns are 0, and the others are untouched.",
+)
 
 
 # --- from torch's packed parameters to four linear layers ----------------------------------------
