@@ -114,7 +114,7 @@ def test_parameters_stay(subject, H, D):
 
 @claim(
     "01",
-    "the same number of parameters and, counted as multiplications and additions, the same arithmetic",
+    "counted as multiplications and additions, the same arithmetic",
     right=lambda L, H, D, k: (H * L * k * (2 * D - 1) + (H - 1) * L * k, H * L * D * (2 * k - 1)),
     broken=lambda L, H, D, k: (H * L * k * (2 * D - 1), H * L * D * (2 * k - 1)),
     L=st.integers(1, 5),
