@@ -21,7 +21,7 @@ export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 FONTS := -c 'import matplotlib.font_manager'
 
 .DEFAULT_GOAL := help
-.PHONY: help venv book serve test lint test-package test-notebooks test-site test-gpu \
+.PHONY: help venv book serve test claims lint test-package test-notebooks test-site test-gpu \
         test-here test-elsewhere gpu-report notebooks experiments mutants screenshots repository \
         bench clean
 
@@ -58,6 +58,9 @@ test: $(READY) ## run everything: lint, package, notebooks, site
 	@$(MAKE) --no-print-directory test-notebooks
 	@$(MAKE) --no-print-directory test-site
 	@$(BIN)/python tools/summary.py $(RESULTS)
+
+claims: $(READY) ## count the sentences that the ledger tries, page by page
+	@$(BIN)/python -m tests.claims
 
 lint: $(READY) ## check style and format, notebooks too
 	@echo "== Lint"
@@ -101,6 +104,7 @@ notebooks: $(READY) ## run every notebook again, in place, with normalized metad
 	@echo "== Running the notebooks"
 	$(BIN)/jupyter nbconvert --config tools/nbconvert_config.py $(NOTEBOOKS)
 	$(BIN)/python tools/readme_picture.py
+	$(BIN)/python tools/layer_picture.py
 
 experiments: $(READY) ## train the digits sweep of chapter 7 again; takes some minutes
 	$(BIN)/python -m mha_tutor.experiments.digits

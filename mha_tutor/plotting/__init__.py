@@ -11,6 +11,7 @@ from mha_tutor.plotting.curves import plot_curves
 from mha_tutor.plotting.heatmaps import plot_heads, plot_mask, plot_reach, plot_scores, plot_weights
 from mha_tutor.plotting.layer import LAYER_PARTS, describe_layer, plot_layer
 from mha_tutor.plotting.palette import head_color
+from mha_tutor.plotting.wiring import plot_spec
 
 __all__ = [
     "HEAD_COLORS",
@@ -27,5 +28,6 @@ __all__ = [
     "plot_memory",
     "plot_reach",
     "plot_scores",
+    "plot_spec",
     "plot_weights",
 ]

@@ -2,12 +2,21 @@
 
 # A page named by the beginning of its file name. At the end every page is in.
 SECOND_EDITION: set[str] = {
+    "01",
+    "02",
+    "03",
     "04",
     "05",
     "06",
+    "deeper_einsum_cost",
+    "deeper_one_matrix",
     "deeper_one_small",
     "deeper_positions",
+    "deeper_strides",
     "deeper_windows",
+    "glossary",
+    "intro",
+    "notation",
 }
 
 # What `tools/length.py` counted in the core of the first edition. A chapter and its *Deeper*
