@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mha_tutor
 
 PACKAGE = Path(mha_tutor.__file__).parent
@@ -37,17 +39,44 @@ ARROWS = {
 def _imports(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            yield node.module or ""
+            assert node.level == 0, f"{path}: a relative import, which this reader does not follow"
+            yield node.module
+            # `from mha_tutor import heads` names the module second.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+
+
+def _rooms(names):
+    """Name the rooms of this package among what is imported; a name of its front door is `.`."""
+    rooms = {name.split(".")[1] for name in names if name.startswith("mha_tutor.")}
+    return {
+        room if (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file() else "."
+        for room in rooms
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "rooms"),
+    [
+        ("import mha_tutor.heads as h", {"heads"}),
+        ("from mha_tutor import heads", {"heads"}),
+        ("from mha_tutor import masks as m, heads", {"heads", "masks"}),
+        ("from mha_tutor import split_heads", {"."}),
+        ("from mha_tutor.heads import split_heads", {"heads"}),
+        ("from torch import nn", set()),
+    ],
+)
+def test_every_way_to_import_is_seen(tmp_path, line, rooms):
+    (tmp_path / "module.py").write_text(line)
+    assert _rooms(_imports(tmp_path / "module.py")) == rooms
 
 
 def test_arrows_point_down():
     found = {}
     for path in PACKAGE.rglob("*.py"):
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        names = {name.split(".")[1] for name in _imports(path) if name.startswith("mha_tutor.")}
-        found.setdefault(room, set()).update(names - {room})
+        found.setdefault(room, set()).update(_rooms(_imports(path)) - {room})
     del found["__init__"]  # the door of the package knows all
     assert found == ARROWS
 
