@@ -117,6 +117,8 @@ class MultiHeadAttention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         need_weights: bool = False,
+        *,
+        key_padding_mask: None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attend from the query to the key and mix the value.
 
@@ -128,6 +130,7 @@ class MultiHeadAttention(nn.Module):
                 attend. Floating point: added to the scores.
             is_causal: query i sees the keys j ≤ i; not together with `attn_mask`.
             need_weights: whether to return the weights too.
+            key_padding_mask: refused; `attn_mask=padding_mask(lengths, S)` hides padding.
 
         Returns:
             (B, L, E), or with `need_weights` the pair of that and the weights of each head,
@@ -138,6 +141,11 @@ class MultiHeadAttention(nn.Module):
                 this call (the message says why, and which can).
             TypeError: an argument is not a tensor, or has a dtype that cannot be used.
         """
+        if key_padding_mask is not None:
+            raise TypeError(
+                "key_padding_mask is not taken; pass attn_mask=mha_tutor.padding_mask(lengths, S), "
+                "or attn_mask=~key_padding_mask[:, None, None, :] (True = may attend)"
+            )
         if value is not None and key is None:
             raise ValueError("value was given without a key; pass both, or the key alone")
         key = query if key is None else key

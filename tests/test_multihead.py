@@ -322,6 +322,17 @@ def test_the_backend_is_given_anew_on_the_way_back_from_torch():
     assert MultiHeadAttention.from_torch(theirs).backend == "sdpa"
 
 
+def test_key_padding_mask_points_to_what_does_the_same():
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(E, H, batch_first=True)
+    ours, x = MultiHeadAttention.from_torch(theirs), torch.randn(B, L, E)
+    hidden = torch.tensor([[False] * (L - 2) + [True] * 2, [False] * L])
+    with pytest.raises(TypeError, match=r"attn_mask=~key_padding_mask\[:, None, None, :\]"):
+        ours(x, key_padding_mask=hidden)
+    expected = theirs(x, x, x, key_padding_mask=hidden)[0]
+    torch.testing.assert_close(ours(x, attn_mask=~hidden[:, None, None, :]), expected)
+
+
 def test_repr_shows_heads_and_dropout():
     assert "num_heads=3, dropout=0.1" in repr(MultiHeadAttention(E, H, dropout=0.1))
 

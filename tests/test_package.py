@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import mha_tutor
+from mha_tutor.testing import assert_attention
 
 PACKAGE = Path(mha_tutor.__file__).parent
 
@@ -33,6 +36,7 @@ ARROWS = {
     "palette": set(),
     "plotting": {"palette"},
     "reference": set(),
+    "testing": {"contract"},
 }
 
 
@@ -82,18 +86,57 @@ def test_arrows_point_down():
 
 
 def test_public_names_are_there_and_documented():
-    for name in mha_tutor.__all__:
+    for name in set(mha_tutor.__all__) - {"__version__"}:
         assert getattr(mha_tutor, name).__doc__, name
 
 
-def test_import_brings_in_nothing_heavy_but_torch():
-    code = (
-        "import sys, torch; before = set(sys.modules); import mha_tutor; "
-        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
-    )
+def _run(code):
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
+    return result.stdout.split()
+
+
+def test_import_brings_in_nothing_heavy_but_torch():
+    loaded = _run(
+        "import sys, torch; before = set(sys.modules); import mha_tutor; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    assert "mha_tutor.attention" in loaded
     heavy = {"matplotlib", "triton", "sklearn", "tqdm", "IPython", "pandas", "scipy"}
-    assert "mha_tutor" in result.stdout.split()
-    assert not heavy & set(result.stdout.split())
+    assert not heavy & {name.split(".")[0] for name in loaded}
+    late = {"contract", "exercises", "experiments", "plotting", "examples", "benchmark", "testing"}
+    assert not late & {name.split(".")[1] for name in loaded if name.startswith("mha_tutor.")}
+
+
+def test_public_names_stay_what_they_are_whatever_is_imported():
+    code = """
+import importlib, pkgutil, mha_tutor
+assert "check" in dir(mha_tutor)
+assert mha_tutor.check is mha_tutor.check
+first = {name: getattr(mha_tutor, name) for name in mha_tutor.__all__}
+for module in pkgutil.iter_modules(mha_tutor.__path__):
+    if module.name == "__main__":
+        continue
+    importlib.import_module(f"mha_tutor.{module.name}")
+    for name, value in first.items():
+        assert getattr(mha_tutor, name) is value, (module.name, name)
+    print(module.name)
+"""
+    assert {"contract", "follow", "plotting", "testing"} <= set(_run(code))
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'mha_tutor' has no attribute 'attention_is'"):
+        _ = mha_tutor.attention_is
+
+
+def test_assert_attention_fails_with_the_report():
+    assert_attention(nn.MultiheadAttention(12, 3, batch_first=True))
+    with pytest.raises(AssertionError, match="The scores are not divided by"):
+        assert_attention(lambda q, k, v: torch.softmax(q @ k.mT, dim=-1) @ v)
+
+
+def test_assert_attention_does_not_take_what_it_cannot_compare():
+    with pytest.raises(AssertionError):
+        assert_attention(nn.Linear(12, 12))
