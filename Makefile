@@ -56,10 +56,11 @@ test: $(READY) ## run everything: lint, package, notebooks, site
 	@$(MAKE) --no-print-directory test-site
 	@echo "== Everything passed"
 
-lint: $(READY) ## check style and format, notebooks too
+lint: $(READY) ## check style and format, notebooks too, and the types of the core
 	@echo "== Lint"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 test-package: $(READY) ## test the package, its doctests and the notebooks as files
 	@echo "== Package"

@@ -109,6 +109,17 @@ class MultiHeadAttention(nn.Module):
         need_weights: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...
 
+    @overload
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        need_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
+
     def forward(
         self,
         query: Tensor,
@@ -167,7 +178,8 @@ class MultiHeadAttention(nn.Module):
             heads = F.dropout(weights, dropout_p) @ v  # (B, H, L, D)
             return self.out_proj(merge_heads(heads)), weights
         heads = run_backend(self.backend, q, k, v, attn_mask, is_causal, self.window, dropout_p)
-        return self.out_proj(merge_heads(heads))
+        out: Tensor = self.out_proj(merge_heads(heads))
+        return out
 
     def extra_repr(self) -> str:
         """Show what the shapes of the projections do not tell."""

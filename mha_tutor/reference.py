@@ -6,6 +6,7 @@ product, no broadcasting over masks and nothing from the rest of the package.
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +80,7 @@ def attention_loop(
     return output
 
 
-def _as_array(name: str, x: npt.ArrayLike, dtype: npt.DTypeLike = None) -> np.ndarray:
+def _as_array(name: str, x: npt.ArrayLike, dtype: type[np.float64] | None = None) -> np.ndarray:
     try:
         return np.asarray(x, dtype=dtype)
     except (RuntimeError, TypeError, ValueError) as error:  # torch raises the first two
@@ -110,7 +111,7 @@ def _as_bias(attn_mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> np.ndar
     return bias
 
 
-def _broadcast_entry(mask: np.ndarray, index: tuple[int, ...], shape: tuple[int, ...]):
+def _broadcast_entry(mask: np.ndarray, index: tuple[int, ...], shape: tuple[int, ...]) -> Any:
     """Look up one entry: missing axes on the left and axes of size 1 stand for any index."""
     own_index = index[len(index) - mask.ndim :]
     fits = mask.ndim <= len(shape) and all(
