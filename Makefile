@@ -62,10 +62,11 @@ test: $(READY) ## run everything: lint, package, notebooks, site
 claims: $(READY) ## count the sentences that the ledger tries, page by page
 	@$(BIN)/python -m tests.claims
 
-lint: $(READY) ## check style and format, notebooks too
+lint: $(READY) ## check style and format, notebooks too, and the types of the core
 	@echo "== Lint"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 test-package: $(READY) ## test the package, its doctests and the notebooks as files
 	@echo "== Package"

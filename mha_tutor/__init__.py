@@ -4,12 +4,14 @@ Shapes are written with one letter an axis: B batch, H heads, L query length, S 
 E embed_dim, D head_dim. In a boolean mask, True = may attend.
 """
 
+from typing import TYPE_CHECKING
+
 from mha_tutor.attention import (
     additive_attention,
     attention_weights,
     scaled_dot_product_attention,
 )
-from mha_tutor.contract import check
+from mha_tutor.backends import attend
 from mha_tutor.devices import available_devices, default_device, draw, set_printing
 from mha_tutor.einsum import explain_einsum
 from mha_tutor.follow import compare, follow, follow_mask
@@ -18,9 +20,16 @@ from mha_tutor.masks import causal_mask, combine_masks, padding_mask, sliding_wi
 from mha_tutor.multihead import MultiHeadAttention
 from mha_tutor.reference import attention_loop
 
+if TYPE_CHECKING:
+    from mha_tutor.contract import check
+
+__version__ = "0.1.0"
+
 __all__ = [
     "MultiHeadAttention",
+    "__version__",
     "additive_attention",
+    "attend",
     "attention_loop",
     "attention_weights",
     "available_devices",
@@ -42,3 +51,17 @@ __all__ = [
     "sliding_window_mask",
     "split_heads",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Load `check` when it is first asked for: who only computes need not wait for it."""
+    if name == "check":
+        from mha_tutor.contract import check
+
+        globals()[name] = check
+        return check
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

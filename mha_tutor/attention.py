@@ -338,7 +338,7 @@ def _check_groups(query: Tensor, key: Tensor) -> None:
 
 def _leading_shape(query: Tensor, key: Tensor) -> torch.Size:
     try:
-        return torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+        return torch.Size(torch.broadcast_shapes(query.shape[:-2], key.shape[:-2]))
     except RuntimeError:
         raise ValueError(
             "the leading dimensions of query and key must broadcast together (fewer key heads "

@@ -1,9 +1,11 @@
 """The checks of plain numbers that several modules need: each names argument, rule and value."""
 
+from typing import Any
+
 __all__ = ["check_integer", "check_number", "check_probability"]
 
 
-def check_integer(name: str, value: object, least: int | None = None) -> None:
+def check_integer(name: str, value: Any, least: int | None = None) -> None:
     """Require an integer, and at least `least` where one is given.
 
     Raises:
@@ -22,7 +24,7 @@ def check_integer(name: str, value: object, least: int | None = None) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def check_number(name: str, value: object) -> None:
+def check_number(name: str, value: Any) -> None:
     """Require a real number.
 
     Raises:
@@ -36,7 +38,7 @@ def check_number(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
-def check_probability(name: str, value: object) -> None:
+def check_probability(name: str, value: Any) -> None:
     """Require a number between 0 and 1.
 
     Raises:

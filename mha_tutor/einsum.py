@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import operator
 import re
 import string
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ __all__ = ["EinsumExplanation", "Letter", "explain_einsum"]
 MAX_LETTERS = 20  # Python compiles at most 20 nested loops
 MAX_STEPS = 10_000_000  # several seconds of Python
 
-Operand = torch.Tensor | np.ndarray | tuple[int, ...]
+Operand = torch.Tensor | np.ndarray | Sequence[int]
 Rows = list[tuple[str, ...]]
 
 
@@ -196,14 +197,15 @@ def _tensor(i: int, operand: Operand) -> torch.Tensor:
             return torch.from_numpy(operand.copy())
         except (TypeError, ValueError):
             raise TypeError(f"operand {i} has dtype {operand.dtype}, unknown to torch") from None
-    if not isinstance(operand, tuple):
+    if not isinstance(operand, tuple | list):
         raise TypeError(
-            f"operand {i} must be a torch tensor, a NumPy array or a tuple of sizes, "
+            f"operand {i} must be a torch tensor, a NumPy array or a tuple or list of sizes, "
             f"got {type(operand).__name__}"
         )
-    if not all(type(n) in (int, np.int64) and n >= 0 for n in operand):
+    # Any integer will do, NumPy's too; True and False count nothing.
+    if not all(hasattr(n, "__index__") and not isinstance(n, bool) and n >= 0 for n in operand):
         raise ValueError(f"operand {i}: a shape holds integers of 0 or more, got {operand}")
-    return torch.empty(operand, dtype=torch.float32, device="meta")
+    return torch.empty([operator.index(n) for n in operand], dtype=torch.float32, device="meta")
 
 
 # --- Parse --------------------------------------------------------------------------------

@@ -1,13 +1,22 @@
 """Split features into heads, merge them back, and see a projection's weight head by head."""
 
-from typing import TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from mha_tutor.checks import check_integer
 
 __all__ = ["head_columns", "head_rows", "merge_heads", "split_heads"]
 
-# A NumPy array, a torch tensor, or anything else with `shape`, `reshape` and `swapaxes`.
-Array = TypeVar("Array")
+
+class _ArrayLike(Protocol):
+    """A NumPy array, a torch tensor, or anything else with `shape`, `reshape` and `swapaxes`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def reshape(self, *shape: Any) -> Self: ...
+    def swapaxes(self, axis0: int, axis1: int, /) -> Self: ...
+
+
+Array = TypeVar("Array", bound=_ArrayLike)
 
 
 def split_heads(x: Array, num_heads: int) -> Array:
@@ -137,7 +146,9 @@ def head_dim_of(embed_dim: int, num_heads: int) -> int:
     return embed_dim // num_heads
 
 
-def _shape(name: str, x: Array, shape: str, least: int, most: float = float("inf")) -> tuple:
+def _shape(
+    name: str, x: Array, shape: str, least: int, most: float = float("inf")
+) -> tuple[int, ...]:
     """Return the shape of x, which must have from `least` to `most` axes."""
     if not all(hasattr(x, needed) for needed in ("shape", "reshape", "swapaxes")):
         raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {type(x).__name__}")

@@ -1,13 +1,13 @@
 """The attention layer: four projections around the pieces of the other modules."""
 
-from typing import Self
+from typing import Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mha_tutor.attention import attention_weights, check_mask
-from mha_tutor.backends import check_backend, check_window, run_backend
+from mha_tutor.backends import check_backend, check_call, check_window, run_backend
 from mha_tutor.backends.call import dense_mask
 from mha_tutor.checks import check_integer, check_probability
 from mha_tutor.heads import head_dim_of, merge_heads, split_heads
@@ -19,7 +19,8 @@ class MultiHeadAttention(nn.Module):
     """Multi-head attention, batch first.
 
     The usual call runs the backend, torch's fused attention unless told otherwise; a call with
-    `need_weights=True` runs the readable one of this package. All give the same output.
+    `need_weights=True` runs the readable one of this package, and refuses what the backend does.
+    All give the same output.
 
     Args:
         embed_dim: E, the width of the query and of the output.
@@ -79,10 +80,45 @@ class MultiHeadAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the weights anew (Glorot's uniform distribution) and set the biases to zero."""
-        for projection in self.children():
+        # By name: a subclass may have children that are no projections.
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             nn.init.xavier_uniform_(projection.weight)
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
+
+    @overload
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        need_weights: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        need_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
 
     def forward(
         self,
@@ -92,6 +128,8 @@ class MultiHeadAttention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         need_weights: bool = False,
+        *,
+        key_padding_mask: None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attend from the query to the key and mix the value.
 
@@ -103,6 +141,7 @@ class MultiHeadAttention(nn.Module):
                 attend. Floating point: added to the scores.
             is_causal: query i sees the keys j ≤ i; not together with `attn_mask`.
             need_weights: whether to return the weights too.
+            key_padding_mask: refused; `attn_mask=padding_mask(lengths, S)` hides padding.
 
         Returns:
             (B, L, E), or with `need_weights` the pair of that and the weights of each head,
@@ -113,6 +152,11 @@ class MultiHeadAttention(nn.Module):
                 this call (the message says why, and which can).
             TypeError: an argument is not a tensor, or has a dtype that cannot be used.
         """
+        if key_padding_mask is not None:
+            raise TypeError(
+                "key_padding_mask is not taken; pass attn_mask=mha_tutor.padding_mask(lengths, S), "
+                "or attn_mask=~key_padding_mask[:, None, None, :] (True = may attend)"
+            )
         if value is not None and key is None:
             raise ValueError("value was given without a key; pass both, or the key alone")
         key = query if key is None else key
@@ -125,6 +169,7 @@ class MultiHeadAttention(nn.Module):
         self._check_mask(attn_mask, q, k, is_causal)
         dropout_p = self.dropout if self.training else 0.0
         if need_weights:
+            check_call(self.backend, q, k, v, attn_mask, is_causal, self.window, dropout_p)
             if self.window is not None:
                 L, S = q.shape[-2], k.shape[-2]
                 attn_mask = dense_mask(L, S, attn_mask, is_causal, self.window, q.device)
@@ -133,7 +178,8 @@ class MultiHeadAttention(nn.Module):
             heads = F.dropout(weights, dropout_p) @ v  # (B, H, L, D)
             return self.out_proj(merge_heads(heads)), weights
         heads = run_backend(self.backend, q, k, v, attn_mask, is_causal, self.window, dropout_p)
-        return self.out_proj(merge_heads(heads))
+        out: Tensor = self.out_proj(merge_heads(heads))
+        return out
 
     def extra_repr(self) -> str:
         """Show what the shapes of the projections do not tell."""
@@ -142,7 +188,7 @@ class MultiHeadAttention(nn.Module):
         return f"num_heads={self.num_heads}, dropout={self.dropout}{window}{backend}"
 
     @classmethod
-    def from_torch(cls, module: nn.MultiheadAttention) -> Self:
+    def from_torch(cls, module: nn.MultiheadAttention, *, backend: str = "sdpa") -> Self:
         """Copy the weights of torch's module into one of this class.
 
         The copy computes the same numbers, with this package's conventions: batch first, and
@@ -150,6 +196,7 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             module: with packed or separate projections, with or without bias, batch first or not.
+            backend: a name of `mha_tutor.backends.BACKENDS`; torch's module cannot carry one.
 
         Raises:
             ValueError: the module uses `add_bias_kv` or `add_zero_attn`, which have no place here.
@@ -177,6 +224,7 @@ class MultiHeadAttention(nn.Module):
             vdim=module.vdim,
             bias=module.in_proj_bias is not None,
             dropout=module.dropout,
+            backend=backend,
         ).to(module.out_proj.weight)  # its dtype and device
         _copy_parameters(_torch_parameters(module), layer._own_parameters())
         return layer.train(module.training)
@@ -184,7 +232,8 @@ class MultiHeadAttention(nn.Module):
     def to_torch(self) -> nn.MultiheadAttention:
         """Copy the weights into a `torch.nn.MultiheadAttention` with `batch_first=True`.
 
-        In that module a boolean mask means the opposite: True = may *not* attend.
+        In that module a boolean mask means the opposite: True = may *not* attend. It has no
+        place for the backend: give that to `from_torch` on the way back.
 
         Raises:
             ValueError: the layer has a window, which has no place in torch's module.

@@ -6,17 +6,19 @@ product, no broadcasting over masks and nothing from the rest of the package.
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["attention_loop"]
 
 
 def attention_loop(
-    query: np.ndarray,
-    key: np.ndarray,
-    value: np.ndarray,
-    attn_mask: np.ndarray | None = None,
+    query: npt.ArrayLike,
+    key: npt.ArrayLike,
+    value: npt.ArrayLike,
+    attn_mask: npt.ArrayLike | None = None,
     scale: float | None = None,
 ) -> np.ndarray:
     """Compute scaled dot-product attention one query and one key at a time.
@@ -34,6 +36,7 @@ def attention_loop(
 
     Raises:
         ValueError: the shapes do not fit together.
+        TypeError: an argument cannot become a NumPy array (a tensor that tracks gradients, say).
 
     Source:
         Vaswani et al., "Attention Is All You Need" (2017), equation 1.
@@ -43,7 +46,10 @@ def attention_loop(
         >>> one_key.tolist()
         [[5.0, 6.0, 7.0]]
     """
-    query, key, value = (np.asarray(x, dtype=np.float64) for x in (query, key, value))
+    query, key, value = (
+        _as_array(name, x, np.float64)
+        for name, x in (("query", query), ("key", key), ("value", value))
+    )
     if min(query.ndim, key.ndim, value.ndim) < 2:
         raise ValueError(
             "query, key and value must each have at least two axes, "
@@ -74,6 +80,13 @@ def attention_loop(
     return output
 
 
+def _as_array(name: str, x: npt.ArrayLike, dtype: type[np.float64] | None = None) -> np.ndarray:
+    try:
+        return np.asarray(x, dtype=dtype)
+    except (RuntimeError, TypeError, ValueError) as error:  # torch raises the first two
+        raise TypeError(f"{name} must be an array of numbers: {error}") from None
+
+
 def _softmax(scores: list[float]) -> list[float]:
     highest = max(scores, default=-math.inf)
     if highest == -math.inf:  # nothing to attend to
@@ -83,12 +96,12 @@ def _softmax(scores: list[float]) -> list[float]:
     return [e / sum(exponentials) for e in exponentials]
 
 
-def _as_bias(attn_mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+def _as_bias(attn_mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> np.ndarray:
     """Turn any mask into numbers to add to the scores, one for each query and key."""
     bias = np.zeros(shape)
     if attn_mask is None:
         return bias
-    attn_mask = np.asarray(attn_mask)
+    attn_mask = _as_array("attn_mask", attn_mask)
     for index in itertools.product(*map(range, shape)):
         entry = _broadcast_entry(attn_mask, index, shape)
         if attn_mask.dtype == bool:
@@ -98,7 +111,7 @@ def _as_bias(attn_mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray
     return bias
 
 
-def _broadcast_entry(mask: np.ndarray, index: tuple[int, ...], shape: tuple[int, ...]):
+def _broadcast_entry(mask: np.ndarray, index: tuple[int, ...], shape: tuple[int, ...]) -> Any:
     """Look up one entry: missing axes on the left and axes of size 1 stand for any index."""
     own_index = index[len(index) - mask.ndim :]
     fits = mask.ndim <= len(shape) and all(

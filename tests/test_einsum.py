@@ -555,10 +555,10 @@ def test_the_notebook_tables_are_accessible_and_plain():
         (7, [(2,)], "spec must be a string such as 'ij,jk->ik', got int"),
         (
             "i",
-            [[1]],
-            "operand 0 must be a torch tensor, a NumPy array or a tuple of sizes, got list",
+            [{1}],
+            "operand 0 must be a torch tensor, a NumPy array or a tuple or list of sizes, got set",
         ),
-        ("i,", [(2,), 3.0], "operand 1 must be a torch tensor, a NumPy array or a tuple of sizes"),
+        ("i,", [(2,), 3.0], "operand 1 must be a torch tensor, a NumPy array or a tuple or"),
         ("i", [np.array(["a"])], "operand 0 has dtype <U1, unknown to torch"),
         ("i", [np.ones(2, ">f8")], "operand 0 has dtype >f8, unknown to torch"),
         (
@@ -626,6 +626,17 @@ X, Y = (2, 3), (5, 7)
 def test_a_spec_that_does_not_fit_is_refused(spec, shapes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         explain_einsum(spec, *shapes)
+
+
+@pytest.mark.parametrize("sizes", [[2, 3], (np.int32(2), np.int64(3)), torch.Size([2, 3])])
+def test_a_shape_is_any_list_of_integers(sizes):
+    assert str(explain_einsum("ij->j", sizes)) == str(explain_einsum("ij->j", (2, 3)))
+
+
+@pytest.mark.parametrize("sizes", [[True], [2.0], [-1]])
+def test_a_shape_of_anything_else_is_refused(sizes):
+    with pytest.raises(ValueError, match="operand 0: a shape holds integers of 0 or more"):
+        explain_einsum("i", sizes)
 
 
 def test_twenty_axes_are_not_too_many():

@@ -578,6 +578,10 @@ def test_what_cannot_be_compared_is_refused():
         compare(right, wrong.transpose(1, 2))
     with pytest.raises(ValueError, match="slicing drops some"):
         compare(right[0], wrong[0])
+    with pytest.raises(TypeError, match="right must be a recording, as `follow` makes one, got"):
+        compare(1, right)
+    with pytest.raises(TypeError, match=r"wrong must be a recording.*got Tensor"):
+        compare(right, torch.ones(2))
 
 
 # --- Masks --------------------------------------------------------------------------------

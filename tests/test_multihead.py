@@ -293,6 +293,46 @@ def test_parameters_start_as_announced():
     assert all((p.bias == 0).all() for p in module.children())
 
 
+def test_a_subclass_with_other_children_draws_its_projections_alone():
+    class Normed(MultiHeadAttention):
+        def __init__(self):
+            super().__init__(E, H)
+            self.norm, self.drop = nn.LayerNorm(E), nn.Dropout()
+            nn.init.constant_(self.norm.weight, 3.0)
+            self.reset_parameters()
+
+    layer = Normed()
+    assert (layer.norm.weight == 3.0).all()
+    before = layer.out_proj.weight.clone()
+    layer.reset_parameters()
+    assert not torch.equal(layer.out_proj.weight, before)
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_both_modes_refuse_what_the_backend_does(need_weights):
+    layer = MultiHeadAttention(E, H, window=2, backend="banded")
+    mask = torch.ones(L, L, dtype=torch.bool)
+    with pytest.raises(ValueError, match="banded takes no attn_mask"):
+        layer(torch.randn(B, L, E), attn_mask=mask, need_weights=need_weights)
+
+
+def test_the_backend_is_given_anew_on_the_way_back_from_torch():
+    theirs = MultiHeadAttention(E, H, backend="online").to_torch()
+    assert MultiHeadAttention.from_torch(theirs, backend="online").backend == "online"
+    assert MultiHeadAttention.from_torch(theirs).backend == "sdpa"
+
+
+def test_key_padding_mask_points_to_what_does_the_same():
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(E, H, batch_first=True)
+    ours, x = MultiHeadAttention.from_torch(theirs), torch.randn(B, L, E)
+    hidden = torch.tensor([[False] * (L - 2) + [True] * 2, [False] * L])
+    with pytest.raises(TypeError, match=r"attn_mask=~key_padding_mask\[:, None, None, :\]"):
+        ours(x, key_padding_mask=hidden)
+    expected = theirs(x, x, x, key_padding_mask=hidden)[0]
+    torch.testing.assert_close(ours(x, attn_mask=~hidden[:, None, None, :]), expected)
+
+
 def test_repr_shows_heads_and_dropout():
     assert "num_heads=3, dropout=0.1" in repr(MultiHeadAttention(E, H, dropout=0.1))
 

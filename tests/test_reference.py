@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from mha_tutor import attention_loop
 
@@ -86,3 +87,13 @@ def test_a_mask_that_does_not_fit_is_refused(mask_shape):
 def test_shapes_that_do_not_fit_are_refused(shapes, message):
     with pytest.raises(ValueError, match=message):
         attention_loop(*map(np.ones, shapes))
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "attn_mask"])
+def test_what_cannot_become_an_array_is_refused_by_name(name):
+    arguments = {"query": torch.ones(5, 2), "key": torch.ones(7, 2), "value": torch.ones(7, 2)}
+    arguments |= {"attn_mask": torch.zeros(5, 7)}
+    attention_loop(**arguments)
+    arguments[name].requires_grad_()
+    with pytest.raises(TypeError, match=f"^{name} must be an array of numbers: Can't call numpy"):
+        attention_loop(**arguments)

@@ -34,6 +34,7 @@ __all__ = [
     "attend",
     "available_backends",
     "check_backend",
+    "check_call",
     "check_window",
     "run_backend",
 ]
@@ -192,14 +193,7 @@ def run_backend(
     Raises:
         ValueError: the backend cannot run this call.
     """
-    if backend != "sdpa":  # which refuses nothing, and is the one that small calls go through
-        call = _call(query, key, value, attn_mask, is_causal, window, dropout_p)
-        reason = BACKENDS[backend].refuse(call)
-        if reason is not None:
-            others = [name for name, other in BACKENDS.items() if other.refuse(call) is None]
-            raise ValueError(
-                f"backend {backend!r} cannot run this: {reason}. These can: {', '.join(others)}"
-            )
+    check_call(backend, query, key, value, attn_mask, is_causal, window, dropout_p)
     if query.numel() == 0 or key.numel() == 0:  # no kernel needs to know of nothing
         backend = "explicit"
     return BACKENDS[backend].run(
@@ -213,6 +207,32 @@ def run_backend(
         scale=query.shape[-1] ** -0.5 if scale is None else scale,
         enable_gqa=enable_gqa,
     )
+
+
+def check_call(
+    backend: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    window: int | None = None,
+    dropout_p: float = 0.0,
+) -> None:
+    """Refuse what the backend cannot run; takes what `run_backend` takes.
+
+    Raises:
+        ValueError: the backend cannot run this call.
+    """
+    if backend == "sdpa":  # which refuses nothing, and is the one that small calls go through
+        return
+    call = _call(query, key, value, attn_mask, is_causal, window, dropout_p)
+    reason = BACKENDS[backend].refuse(call)
+    if reason is not None:
+        others = [name for name, other in BACKENDS.items() if other.refuse(call) is None]
+        raise ValueError(
+            f"backend {backend!r} cannot run this: {reason}. These can: {', '.join(others)}"
+        )
 
 
 def _call(

@@ -95,6 +95,7 @@ def compare(right: Recording, wrong: Recording) -> Comparison:
 
     Raises:
         ValueError: the recordings start from different tensors or end in different shapes.
+        TypeError: an argument is not a recording.
 
     Example:
         >>> from mha_tutor import follow
@@ -107,6 +108,11 @@ def compare(right: Recording, wrong: Recording) -> Comparison:
         In each B. Right: each H holds L 0, 1, 2, 3. Wrong: H 0 holds L 0, 1; H 1 holds L 1, 2; \
 H 2 holds L 2, 3.
     """
+    for name, recording in (("right", right), ("wrong", wrong)):
+        if not isinstance(recording, Recording):
+            raise TypeError(
+                f"{name} must be a recording, as `follow` makes one, got {type(recording).__name__}"
+            )
     first, other = right.stages[0], wrong.stages[0]
     same = first.shape == other.shape and first.strides == other.strides
     if not same or not np.array_equal(first.values, other.values, equal_nan=True):
