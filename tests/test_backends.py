@@ -345,7 +345,7 @@ def test_triton_is_not_offered_on_the_cpu_unless_asked_for():
     ]
     pytest.importorskip("triton")
     assert "set the variable TRITON_INTERPRET=1 before Python starts" in told[0][0]
-    assert told[1][0] == "None"
+    assert told[1][0] == "None" or "before 3.7 does not run" in told[1][0]
     assert told[0][1] == told[1][1] == "False"  # asking does not import it
 
 
