@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from mha_tutor.reference import attention_loop
 
 __all__ = ["Attention", "Dropout", "Features", "Reading", "Step"]
 
@@ -102,7 +107,10 @@ class Attention:
         mask_words: "nothing", "causal", "padding", "window of 3", "causal + padding", "other".
         bias: (B, H, L, S), what is added to the scores where nothing is hidden; None if nothing.
         bias_words: "by distance", "by key", …; empty without a bias.
+        empty_rows: what a query gets that may attend to nothing: "zeros", "NaN", "even" (equal
+            weights), "as if shown"; empty if there is no such query in this call.
         extra: number of columns that the softmax has besides the S keys (a sink).
+        extra_scores: (B, H, L, extra), what stands in them.
         softmax_dtype: in which the softmax is taken, as "float32".
         dtype: of the output, as "bfloat16".
         features: which columns make which head.
@@ -114,6 +122,8 @@ class Attention:
         reason: why it is not explained; empty if it is.
         without_influence: items that the output does not depend on, as "key bias".
         notes: more to say, in sentences.
+        sources: what was cut into heads, "query", "key", "value": (B, length, columns); and
+            "output", what the heads were merged into.
     """
 
     module: str
@@ -133,7 +143,9 @@ class Attention:
     mask_words: str = "nothing"
     bias: Tensor | None = None
     bias_words: str = ""
+    empty_rows: str = ""
     extra: int = 0
+    extra_scores: Tensor | None = None
     softmax_dtype: str = ""
     dtype: str = ""
     features: Features = field(default_factory=Features)
@@ -145,6 +157,7 @@ class Attention:
     reason: str = ""
     without_influence: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sources: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_heads(self) -> int:
@@ -160,6 +173,154 @@ class Attention:
     def head_dim(self) -> int:
         """D."""
         return 0 if self.query is None else self.query.shape[-1]
+
+    @property
+    def weights(self) -> Tensor | None:
+        """The weights, (B, H, L, S), computed from what was read; before dropout."""
+        return None if self.query is None else self._weights({})
+
+    @property
+    def lines(self) -> list[str]:
+        """The steps as text, a line each."""
+        from mha_tutor.read.drawing import step_lines
+
+        return step_lines(self)
+
+    def cut(self, name: str, features: Features | None = None) -> Tensor:
+        """Cut "query", "key" or "value" into heads, by the columns that were read."""
+        columns = getattr(features or self.features, name)  # (H, D)
+        return self.sources[name][..., columns].transpose(1, 2)
+
+    def replay(self, **changed: Any) -> float:
+        """Compute the output again, and return by how much it differs from the layer's.
+
+        Args:
+            changed: items to be replaced, by the names of the attributes: query, key, value,
+                kv_head, scale, head_scale, axis, hidden, bias, extra_scores, empty_rows, features.
+
+        Returns:
+            The largest difference, over the output's largest entry. A NaN agrees with a NaN.
+        """
+        features = changed.get("features")
+        if features is not None:
+            for name in ("query", "key", "value"):
+                if name in self.sources:
+                    changed.setdefault(name, self.cut(name, features))
+        wanted = self.output
+        if "output" in self.sources:
+            columns = (features or self.features).output
+            wanted = self.sources["output"][..., columns].transpose(1, 2)
+        value = changed.get("value", self.value)[:, list(changed.get("kv_head", self.kv_head))]
+        output = self._weights(changed) @ value
+        return _difference(output, wanted)
+
+    def prove(self) -> None:
+        """Find out whether the output follows from what was read, and no more."""
+        self.tolerance = 4 * self._rounding()
+        self.error = self.replay()
+        by_loops = self._loops() if self.axis in ("keys", "queries") else 0.0
+        self.error = max(self.error, by_loops) if by_loops == by_loops else by_loops
+        self.explained = self.error <= self.tolerance
+
+    def _scores(self, changed: dict[str, Any]) -> Tensor:
+        """Compute the scores of all queries and keys, in float64; hidden ones are -inf."""
+
+        def item(name):
+            return changed.get(name, getattr(self, name))
+
+        key = item("key")[:, list(item("kv_head"))]
+        factor = item("scale") if item("head_scale") is None else item("head_scale")
+        scores = item("query") @ key.mT * factor
+        if item("bias") is not None:
+            scores = scores + item("bias")
+        if item("hidden") is not None:
+            scores = scores.masked_fill(item("hidden"), -torch.inf)
+        return scores
+
+    def _weights(self, changed: dict[str, Any]) -> Tensor:
+        scores = self._scores(changed)
+        axis = {"keys": -1, "queries": -2, "heads": 1, "batch": 0}[changed.get("axis", self.axis)]
+        extra = changed.get("extra_scores", self.extra_scores)
+        if extra is not None:
+            return torch.cat([scores, extra], -1).softmax(axis)[..., : scores.shape[-1]]
+        weights = scores.softmax(axis)
+        empty = scores.isneginf().all(axis, keepdim=True)
+        rule = changed.get("empty_rows", self.empty_rows) or "zeros"
+        if rule == "as if shown":
+            shown = self._scores({**changed, "hidden": None, "bias": None}).softmax(axis)
+        else:
+            shown = {"zeros": 0.0, "NaN": torch.nan, "even": 1 / scores.shape[-1]}[rule]
+            shown = torch.full_like(scores, shown)
+        return torch.where(empty, shown, weights)
+
+    def _rounding(self) -> float:
+        """Return the error of three plain lines in the layer's own dtype."""
+        dtype = getattr(torch, self.dtype)
+        scores = self._scores({})
+        query, key, value = (x.to(dtype) for x in (self.query, self.key, self.value))
+        key, value = (x[:, list(self.kv_head)] for x in (key, value))
+        factor = self.scale if self.head_scale is None else self.head_scale.to(dtype)
+        plain = query @ key.mT * factor
+        if self.bias is not None:
+            plain = plain + self.bias.to(dtype)
+        plain = plain.masked_fill(scores.isneginf(), -torch.inf).softmax(-1) @ value
+        exact = scores.softmax(-1) @ self.value[:, list(self.kv_head)]
+        error = _difference(plain.double(), exact)
+        return max(error if error < 1 else 0.0, torch.finfo(dtype).eps)
+
+    def _loops(self, budget: int = 100_000) -> float:
+        """Compute a part of the output by `attention_loop`, as many queries as the budget allows.
+
+        Weights that sum to 1 over the queries are those of keys that attend to queries.
+        """
+        scores = self._scores({})
+        batch, heads, length, size = scores.shape
+        dim = self.head_dim + self.value.shape[-1]
+        worst = 0.0
+        over_queries = self.axis == "queries"
+        if over_queries:
+            if self.extra_scores is not None or batch * heads * length * size * dim > 10 * budget:
+                return worst
+            rows = length
+        else:
+            rows = min(length, max(1, budget // (batch * heads * size * dim)))
+        chosen = torch.linspace(0, length - 1, rows).round().long().unique()
+        most = max(1, budget // (len(chosen) * size * dim)) if not over_queries else batch * heads
+        pairs = [(b, h) for b in range(batch) for h in range(heads)]
+        for b, h in pairs[:: math.ceil(len(pairs) / most)]:
+            g = self.kv_head[h]
+            query, key, value = self.query[b, h, chosen], self.key[b, g], self.value[b, g]
+            factor = self.scale
+            plus = torch.zeros(len(chosen), size).double()
+            if self.bias is not None:
+                plus = plus + self.bias[b, h, chosen]
+            if self.hidden is not None:
+                plus = plus.masked_fill(self.hidden[b, h, chosen], -torch.inf)
+            if self.head_scale is not None:
+                part = self.head_scale[b, h, chosen]
+                factor = float(part[part != 0].median())
+                if not bool(((part == factor) | (part == 0)).all()):
+                    continue
+            if over_queries:
+                same = torch.eye(length, dtype=torch.float64)
+                output = torch.from_numpy(attention_loop(key, query, same, plus.mT, factor)).mT
+                output = output @ value
+            else:
+                if self.extra_scores is not None:  # keys whose product is 0, with nothing to give
+                    none = self.extra
+                    key = torch.cat([key, key.new_zeros(none, key.shape[-1])])
+                    value = torch.cat([value, value.new_zeros(none, value.shape[-1])])
+                    plus = torch.cat([plus, self.extra_scores[b, h, chosen]], -1)
+                output = torch.from_numpy(attention_loop(query, key, value, plus, factor))
+            wanted = self.output[b, h, chosen]
+            full = plus.isneginf().all(0 if over_queries else 1)
+            if bool(full.any()):  # told by `empty_rows`, not by the loops
+                if over_queries:
+                    continue
+                output, wanted = output[~full], wanted[~full]
+            largest = float(self.output.nan_to_num().abs().max())
+            worst = max(worst, _difference(output, wanted, largest))
+        return worst
 
 
 @dataclass(eq=False, repr=False)
@@ -197,3 +358,14 @@ class Reading:
             names = ", ".join(repr(a.module) for a in self.attentions)
             raise KeyError(f"no attention in the module {which!r}; there is one in {names}")
         return found[0]
+
+
+def _difference(mine: Tensor, other: Tensor, largest: float | None = None) -> float:
+    """Return the largest difference over the largest entry; infinite where only one is NaN."""
+    if not torch.equal(mine.isnan(), other.isnan()):
+        return math.inf
+    mine, other = mine.nan_to_num(), other.nan_to_num()
+    if not mine.numel():
+        return 0.0
+    largest = float(other.abs().max()) if largest is None else largest
+    return float((mine - other).abs().max()) / (largest or 1.0)
