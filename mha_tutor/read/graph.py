@@ -15,108 +15,25 @@ from mha_tutor.read.record import Op, Tape, Value, _mapped, tensors_of
 __all__ = ["Moved", "Product", "between", "follow_back", "follow_on", "product_of", "run"]
 
 # Operations that move elements, or repeat them, and change none.
-MOVES = set(
-    [
-        "alias",
-        "as_strided",
-        "atleast_1d",
-        "atleast_2d",
-        "atleast_3d",
-        "broadcast_to",
-        "cat",
-        "chunk",
-        "clone",
-        "column_stack",
-        "concat",
-        "concatenate",
-        "constant_pad_nd",
-        "contiguous",
-        "copy",
-        "detach",
-        "diagonal",
-        "expand",
-        "expand_as",
-        "flatten",
-        "flip",
-        "gather",
-        "hsplit",
-        "hstack",
-        "index",
-        "index_select",
-        "lift_fresh",
-        "mT",
-        "matrix_H",
-        "moveaxis",
-        "movedim",
-        "narrow",
-        "numpy_T",
-        "pad",
-        "permute",
-        "repeat",
-        "repeat_interleave",
-        "reshape",
-        "reshape_as",
-        "rewritten",
-        "roll",
-        "select",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "squeeze",
-        "stack",
-        "swapaxes",
-        "swapdims",
-        "t",
-        "take_along_dim",
-        "tensor_split",
-        "tile",
-        "transpose",
-        "unbind",
-        "unflatten",
-        "unfold",
-        "unsafe_chunk",
-        "unsafe_split",
-        "unsqueeze",
-        "view",
-        "view_as",
-        "vsplit",
-        "vstack",
-        "_reshape_alias",
-        "_unsafe_view",
-        "adjoint",
-    ]
-)
+_MOVES = """
+alias as_strided atleast_1d atleast_2d atleast_3d broadcast_to cat chunk clone column_stack
+concat concatenate constant_pad_nd contiguous copy detach diagonal expand expand_as flatten
+flip gather hsplit hstack index index_select lift_fresh mT matrix_H moveaxis movedim narrow
+numpy_T pad permute repeat repeat_interleave reshape reshape_as rewritten roll select slice
+split split_with_sizes squeeze stack swapaxes swapdims t take_along_dim tensor_split tile
+transpose unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze view view_as vsplit
+vstack _reshape_alias _unsafe_view adjoint
+"""
+MOVES = set(_MOVES.split())
 JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "column_stack"}
 CASTS = {"to", "_to_copy", "type_as", "float", "double", "half", "bfloat16"}
 # Where a search for the product before a softmax, or for the one after it, ends.
-BARRIERS = set(
-    [
-        "linear",
-        "addmm",
-        "convolution",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "embedding",
-        "layer_norm",
-        "native_layer_norm",
-        "group_norm",
-        "batch_norm",
-        "rms_norm",
-        "instance_norm",
-        "softmax",
-        "_softmax",
-        "log_softmax",
-        "scaled_dot_product_attention",
-        "lstm",
-        "gru",
-        "bilinear",
-        "fft_fft",
-        "fft_fft2",
-        "fft_rfft",
-        "fft_fftn",
-    ]
-)
+_BARRIERS = """
+linear addmm convolution conv1d conv2d conv3d embedding layer_norm native_layer_norm group_norm
+batch_norm rms_norm instance_norm softmax _softmax log_softmax scaled_dot_product_attention
+lstm gru bilinear fft_fft fft_fft2 fft_rfft fft_fftn
+"""
+BARRIERS = set(_BARRIERS.split())
 PRODUCTS = {"matmul", "mm", "bmm", "baddbmm", "einsum", "linear", "sum"}
 REDUCED = {"amax", "max", "logsumexp"}
 
@@ -153,7 +70,7 @@ def run(ops: Iterable[Op], start: Value, seed: Tensor, end: Value) -> Tensor | N
 def _rerun(op: Op, known: dict[Value, Tensor]) -> list[Tensor]:
     def number(x):
         if isinstance(x, Value):
-            return known[x] if x in known else x.numbers
+            return known.get(x, x.numbers)
         return x
 
     if op.name in CASTS:

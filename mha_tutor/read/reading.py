@@ -427,7 +427,7 @@ def _index(places: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _rank_rows(columns: Tensor) -> Tensor:
-    """Number the different rows in order; (R, n) to (R,)."""
+    """Give each row the number of its kind; (R, n) to (R,)."""
     if columns.shape[1] == 0:
         return torch.zeros(len(columns), dtype=torch.int64)
     return columns.unique(dim=0, return_inverse=True)[1]
