@@ -179,7 +179,8 @@ class Moved:
 
     Attributes:
         value: the other one.
-        places: for each element of the first its place in the other; None if it is lost.
+        places: for each element of the first its place in the other, or, where vectors are turned
+            on the way, its place in what was turned last; None if it is lost.
         factors: numbers that the elements were multiplied by on the way, with the operation.
         ops: what was passed.
         turned: whether vectors were turned on the way (rotary positions), their length kept.
@@ -203,7 +204,7 @@ class Moved:
 def follow_back(tape: Tape, value: Value) -> Moved:
     """Go back from an operand to what computed it: a projection, a norm, or an input."""
     moved = Moved(value, None)
-    at = value
+    at = last = value
     while at.op is not None:
         op = at.op
         step = _one_back(op)
@@ -211,6 +212,7 @@ def follow_back(tape: Tape, value: Value) -> Moved:
             turn = _turn(tape, at)
             if turn is None:
                 break
+            last = last if moved.turned else at
             before, factor, ops = turn
             moved.turned += [op for op in ops if op.name not in MOVES | CASTS]
             if abs(factor - 1) > 1e-6:
@@ -222,9 +224,11 @@ def follow_back(tape: Tape, value: Value) -> Moved:
         if factor != 1:
             moved.factors.append((factor, op))
     moved.value = at
-    if not moved.turned:
-        places = number_through(between(tape, at, value), at, value)
-        moved.places = None if places is None else places.reshape(-1)
+    last = last if moved.turned else at
+    moved.places = number_through(between(tape, last, value), last, value)
+    if moved.places is None:
+        moved.places = torch.arange(value.tensor.numel())
+    moved.places = moved.places.reshape(-1)
     return moved
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,10 +31,11 @@ from mha_tutor.read.graph import (
     strip,
 )
 from mha_tutor.read.record import Op, Tape, Value
-from mha_tutor.read.result import Attention, Features
+from mha_tutor.read.result import Attention, Dropout, Features
 
-__all__ = ["Found", "find", "read"]
+__all__ = ["Found", "combine", "dropouts", "find", "read"]
 
+EMPTY_ROWS = ("zeros", "NaN", "even", "as if shown")
 HIDDEN = -80.0  # a score so far below the others has a weight of 1e-35 at most
 
 
@@ -43,8 +44,8 @@ class Found:
     """Where an attention stands in a tape.
 
     Attributes:
-        softmax: the operation that ends the softmax, or the whole attention if it is one.
-        scores: what the softmax takes; None if the attention is one operation.
+        softmax: the operation that ends the softmax.
+        scores: what the softmax takes.
         weights: what it gives.
         axis: over which.
         first: the product of query and key.
@@ -55,18 +56,16 @@ class Found:
 
     softmax: Op
     output: Value
-    scores: Value | None = None
-    weights: Value | None = None
-    axis: int = -1
-    first: Product | None = None
-    second: Product | None = None
-    mix: int = 0
+    scores: Value
+    weights: Value
+    axis: int
+    first: Product
+    second: Product
+    mix: int
 
     @property
     def ops(self) -> tuple[Op, ...]:
         """The operations that it is made of."""
-        if self.first is None or self.second is None:
-            return (self.softmax,)
         return self.first.op, self.softmax, self.second.op
 
     @property
@@ -87,9 +86,6 @@ class Found:
 def find(tape: Tape) -> Iterator[Found]:
     """Yield each attention of a tape, in order."""
     for op in tape.ops:
-        if op.name == "scaled_dot_product_attention":
-            yield Found(op, op.out)
-            continue
         for scores, weights, axis in _softmax(op):
             second = _next_product(weights)
             first = _product_before(scores)
@@ -107,12 +103,10 @@ def _softmax(op: Op) -> Iterator[tuple[Value, Value, int]]:
         if not total or len(total.args) < 2 or not total.args[1]:
             return
         terms = strip(total.args[0])
-        if terms is strip(above) or terms in [v for v in search([above], _one_input)]:
-            power = next(
-                (v.op for v in search([above], _one_input) if v.op and v.op.name == "exp"), 0
-            )
-            if power:
-                yield power.inputs[0], op.out, total.args[1][0]
+        before = list(search([above], _one_input))
+        power = next((v.op for v in before if v.op and v.op.name == "exp"), None)
+        if power is not None and terms in [strip(above), *before]:
+            yield power.inputs[0], op.out, total.args[1][0]
 
 
 def _one_input(value: Value) -> list[Value]:
@@ -203,8 +197,7 @@ class Rows:
         factor: (R, S), what the products are multiplied by.
         plus: (R, S), what is added.
         extra: (R, X), scores without a key.
-        weights: (R, S), as recorded, or None.
-        softmax_index: (R, S), the index along the axis of the softmax, or None.
+        softmax_index: (R, S), the index along the axis of the softmax.
     """
 
     query: Value
@@ -218,10 +211,8 @@ class Rows:
     axes: Tensor
     factor: Tensor
     plus: Tensor
-    extra: Tensor | None = None
-    weights: Tensor | None = None
-    softmax_index: Tensor | None = None
-    notes: list[str] = field(default_factory=list)
+    extra: Tensor | None
+    softmax_index: Tensor
 
 
 class _NotRead(Exception):
@@ -232,48 +223,8 @@ def _where(op: Op) -> str:
     return f"line {op.line}" if op.line else "an operation without a line"
 
 
-def _rows_of_one_operation(op: Op) -> Rows:
-    """Read a call of `scaled_dot_product_attention` from its arguments."""
-    query, key, value = op.args[:3]
-    mask, causal = op.argument("attn_mask"), bool(op.argument("is_causal", False))
-    scale, grouped = op.argument("scale"), bool(op.argument("enable_gqa", False))
-    *_, length, dim = query.shape
-    size = key.shape[-2]
-    lead = op.out.shape[:-2]
-    places = []
-    for x in (key, value):
-        ids = torch.arange(x.tensor.numel()).reshape(x.shape)
-        if grouped and x.shape[-3] != lead[-1]:
-            ids = ids.repeat_interleave(lead[-1] // x.shape[-3], -3)
-        places.append(ids.expand(*lead, *ids.shape[-2:]).reshape(-1, *ids.shape[-2:]))
-    ids = torch.arange(query.tensor.numel()).reshape(query.shape)
-    ids = ids.expand(*lead, length, dim).reshape(-1, dim)
-    plus = torch.zeros(*lead, length, size, dtype=torch.float64)
-    if mask is not None:
-        numbers = mask.numbers
-        if numbers.dtype == torch.bool:
-            numbers = torch.zeros(numbers.shape).double().masked_fill(~numbers, -torch.inf)
-        plus = plus + numbers
-    if causal:
-        plus = plus.masked_fill(~torch.ones(length, size).tril().bool(), -torch.inf)
-    factor = 1 / math.sqrt(dim) if scale is None else float(scale)
-    grid = torch.stack(
-        torch.meshgrid(*(torch.arange(n) for n in (*lead, length)), indexing="ij"), -1
-    ).reshape(-1, len(lead) + 1)
-    return Rows(
-        query, ids, key, places[0], value, places[1],
-        keys_of=torch.arange(places[0].shape[0]).repeat_interleave(length),
-        output_places=torch.arange(op.out.tensor.numel()).reshape(-1, op.out.shape[-1]),
-        axes=grid,
-        factor=torch.full((1, 1), factor, dtype=torch.float64).expand(len(ids), size),
-        plus=plus.reshape(-1, size),
-    )  # fmt: skip
-
-
 def _rows(tape: Tape, found: Found) -> Rows:
     """Read product, softmax, product as rows of weights."""
-    if found.first is None or found.second is None:
-        return _rows_of_one_operation(found.softmax)
     first, second, scores = found.first, found.second, found.scores
     factor, plus, places, softmax_places = _before_softmax(tape, found)
 
@@ -354,7 +305,6 @@ def _rows(tape: Tape, found: Found) -> Rows:
         factor=factor.reshape(-1)[at_scores],
         plus=plus.reshape(-1)[at_scores],
         extra=extra,
-        weights=found.weights.numbers.reshape(-1)[at_softmax],
         softmax_index=at_softmax // step % shape[axis],
     )  # fmt: skip
 
@@ -483,7 +433,7 @@ def _arranged(feature: Tensor | None, others: Tensor, rows: Rows, last_is_query:
 
 def _evidence(places: Tensor, moved: Moved, back: bool) -> tuple[Tensor, Tensor] | None:
     """Return where a row's head begins, and its index along the other axes, in another value."""
-    if moved.places is None:
+    if moved.places is None or (back and moved.turned):
         return None
     if back:
         there = moved.places[places]
@@ -554,17 +504,9 @@ def _columns(places: Tensor, moved: Moved) -> tuple[Tensor, Tensor] | None:
 
 def read(tape: Tape, found: Found) -> tuple[Attention, Rows | None]:
     """Read one attention, and compute it again."""
-    one = found.first is None
-    kind = "scaled_dot_product_attention" if one else "by hand"
-    if "flex_attention" in found.softmax.file:
-        kind = "flex_attention"
-    attention = Attention(found.module, kind)
-    out = found.output.tensor
-    attention.dtype = str(out.dtype).removeprefix("torch.")
-    soft = out if one else found.weights.tensor
-    attention.softmax_dtype = str(soft.dtype).removeprefix("torch.")
-    if not one and found.softmax.name == "softmax" and found.softmax.argument("dtype"):
-        attention.softmax_dtype = str(found.softmax.argument("dtype")).removeprefix("torch.")
+    attention = Attention(found.module, found.softmax.kind or "by hand")
+    attention.dtype = str(found.output.tensor.dtype).removeprefix("torch.")
+    attention.softmax_dtype = str(found.weights.tensor.dtype).removeprefix("torch.")
     try:
         rows = _rows(tape, found)
         sides = [follow_back(tape, v) for v in (rows.query, rows.key, rows.value)]
@@ -603,6 +545,7 @@ def _fill(a: Attention, found: Found, rows: Rows, table: Tensor, sides: list[Mov
         joined = None
     a.features = Features(*(c and c[0] for c in cut.values()), joined and joined[0])
     a.sources = {name: c[1] for name, c in cut.items() if c}
+    a.merged_in = merged.value
     if joined:
         a.sources["output"] = joined[1]
     for name, places, moved, own in (
@@ -623,9 +566,10 @@ def _fill(a: Attention, found: Found, rows: Rows, table: Tensor, sides: list[Mov
         a.extra_scores = rows.extra[table]
         a.extra = a.extra_scores.shape[-1]
     _scale(a, found, factor, query.factor * key.factor)
-    _mask(a, plus, None if rows.weights is None else rows.weights[table])
-    if rows.softmax_index is not None:
-        a.axis = _axis(rows.softmax_index[table])
+    _mask(a, plus)
+    a.axis = _axis(rows.softmax_index[table])
+    if a.hidden is not None and bool(a.hidden.all(-1).any()):
+        a.empty_rows = min(EMPTY_ROWS, key=lambda rule: a.replay(empty_rows=rule))
 
 
 def _inverse(moved: Moved, size: int) -> Tensor | None:
@@ -639,8 +583,7 @@ def _inverse(moved: Moved, size: int) -> Tensor | None:
 
 def _shared(k: Tensor, v: Tensor, key: Moved, value: Moved) -> tuple[int, ...]:
     """Return for each head which key and value head it reads, by where they come from."""
-    k = key.places[k] if key.places is not None else k
-    v = value.places[v] if value.places is not None else v
+    k, v = key.places[k], value.places[v]
     seen: list[tuple[Tensor, Tensor]] = []
     heads = []
     for h in range(k.shape[1]):
@@ -664,36 +607,18 @@ def _scale(a: Attention, found: Found, factor: Tensor, before: float) -> None:
     if bool((seen - middle).abs().max() <= 1e-9 * abs(middle) + 1e-12):
         a.scale = middle * before
         if abs(middle - 1) > 1e-9:
-            line = found.first.op.line if found.first else found.softmax.line
-            a.scale_parts.append((middle, "scores", line))
+            a.scale_parts.append((middle, "scores", found.first.op.line))
     else:
         a.head_scale = factor * before
 
 
-def _mask(a: Attention, plus: Tensor, weights: Tensor | None) -> None:
+def _mask(a: Attention, plus: Tensor) -> None:
     if bool(a.hidden.any()):
-        low = plus[a.hidden]
-        a.fill = float(low.median())
-        empty = a.hidden.all(-1)
-        if bool(empty.any()):
-            a.empty_rows = _empty_rows(a, empty, weights)
+        a.fill = float(plus[a.hidden].median())
     else:
         a.hidden = None
     bias = plus if a.hidden is None else plus.masked_fill(a.hidden, 0.0)
     a.bias = bias if bool(bias.abs().max() > 1e-12) else None
-
-
-def _empty_rows(a: Attention, empty: Tensor, weights: Tensor | None) -> str:
-    if weights is None:
-        rows = a.output[empty]
-        return "NaN" if bool(rows.isnan().all()) else "zeros"
-    rows = weights[empty]
-    if bool(rows.isnan().any()):
-        return "NaN"
-    if bool((rows == 0).all()):
-        return "zeros"
-    even = bool((rows - 1 / rows.shape[-1]).abs().max() < 1e-3 / rows.shape[-1])
-    return "even" if even else "as if shown"
 
 
 def _axis(index: Tensor) -> str:
@@ -706,7 +631,7 @@ def _axis(index: Tensor) -> str:
 
 def _why(tape: Tape, found: Found, rows: Rows, a: Attention) -> str:
     """Say what stands in the way of computing it again."""
-    if found.first is not None and a.weights is not None and rows.weights is not None:
+    if True:
         ops = between(tape, found.first.op.out, found.scores)
         ops = [op for op in ops if op.name not in MOVES | CASTS | REDUCED]
         odd = [op for op in ops if op.name in BARRIERS or product_of(op) or op.name in NONLINEAR]
@@ -716,3 +641,100 @@ def _why(tape: Tape, found: Found, rows: Rows, a: Attention) -> str:
 
 
 NONLINEAR = {"tanh", "sigmoid", "relu", "exp", "log", "pow", "softplus", "gelu", "silu", "clamp"}
+
+
+# --- Heads that are computed one by one ---------------------------------------------------
+
+
+def combine(attentions: list[Attention]) -> list[Attention]:
+    """Join the heads that are computed one by one and put side by side."""
+    groups: dict[object, list[Attention]] = {}
+    for a in attentions:
+        alone = a.features.output is None
+        key = a if alone else (a.merged_in, tuple(a.query.shape[2:]), a.value.shape[-2:], a.axis)
+        groups.setdefault(key, []).append(a)
+    return [_joined(group) if len(group) > 1 else group[0] for group in groups.values()]
+
+
+def _joined(group: list[Attention]) -> Attention:
+    group = sorted(group, key=lambda a: int(a.features.output.min()))
+    a = group[0]
+    names = [x.module.split(".") for x in group]
+    same = [parts[0] for parts in zip(*names, strict=False) if len(set(parts)) == 1]
+    one = Attention(".".join(same), a.kind, axis=a.axis, fill=a.fill, empty_rows=a.empty_rows)
+    one.scale, one.scale_parts = a.scale, a.scale_parts
+    one.dtype, one.softmax_dtype, one.steps, one.dropouts = (
+        a.dtype,
+        a.softmax_dtype,
+        a.steps,
+        a.dropouts,
+    )
+    for name in ("query", "key", "value", "output"):
+        setattr(one, name, torch.cat([getattr(x, name) for x in group], 1))
+    shape = [x.output.shape[:3] + x.key.shape[2:3] for x in group]
+    for name, nothing in (("hidden", False), ("bias", 0.0), ("head_scale", None)):
+        parts = [getattr(x, name) for x in group]
+        if name == "head_scale":
+            if len({x.scale for x in group}) == 1:
+                continue
+            parts = [
+                torch.full(n, x.scale) if p is None else p for x, p, n in zip(group, parts, shape)
+            ]
+            one.scale = None
+        if any(p is not None for p in parts):
+            parts = [torch.full(n, nothing) if p is None else p for p, n in zip(parts, shape)]
+            setattr(one, name, torch.cat(parts, 1).to(next(p.dtype for p in parts)))
+    heads = 0
+    for x in group:
+        one.kv_head += tuple(heads + g for g in x.kv_head)
+        heads += x.key.shape[1]
+    one.features = Features(output=torch.cat([x.features.output for x in group]))
+    one.sources = {"output": a.sources["output"]}
+    one.notes = [f"{len(group)} modules or turns of a loop, each with its own heads."]
+    one.prove()
+    return one
+
+
+# --- Dropout ------------------------------------------------------------------------------
+
+RANDOM = {"rand", "rand_like", "bernoulli", "uniform", "random", "randint"}
+
+
+def dropouts(tape: Tape, mode: str) -> Iterator[tuple[int | None, Dropout]]:
+    """Yield the dropouts that acted, each with the index of the attention it belongs to."""
+    attentions = list(find(tape))
+    for op in tape.ops:
+        if op.name in RANDOM:  # by hand: random numbers that decide what is multiplied by 0
+            users = [u for v in search([op.out], _users) for u in v.users]
+            op = next((u for u in users if u.name in ("mul", "where", "masked_fill")), op)
+            mask = next((v for v in reversed(op.inputs) if not v.from_input), None)
+            p = 0.0 if mask is None else float((mask.numbers == 0).double().mean())
+        elif op.name in ("dropout", "native_dropout", "feature_dropout", "alpha_dropout"):
+            p = float(op.args[1]) if op.args[2] else 0.0
+        else:
+            continue
+        if p > 0:
+            places = ((i, _place(tape, f, op)) for i, f in enumerate(attentions))
+            i, where = next(((i, w) for i, w in places if w), (None, "other"))
+            yield i, Dropout(where, p, mode, op.file, op.line)
+
+
+def _users(value: Value) -> list[Value]:
+    return [v for op in value.users if op.name not in BARRIERS | {"mul"} for v in op.outputs]
+
+
+def _place(tape: Tape, found: Found, op: Op) -> str:
+    """Say where in an attention an operation acts; empty if it does not."""
+    first, second = found.first, found.second
+    operands = second.a, second.b
+    if op in between(tape, found.weights, operands[found.mix]):
+        return "weights"
+    if op in between(tape, first.op.out, found.scores):
+        return "scores"
+    for name, value in (("query", first.a), ("key", first.b), ("value", operands[1 - found.mix])):
+        if any(v.op is op for v in search([value], _nearby)):
+            return name
+    at = op.inputs[0]
+    while at.op is not None and at.op.name in MOVES | CASTS | {"linear"} and at is not found.output:
+        at = at.op.inputs[0]
+    return "output" if at is found.output else ""

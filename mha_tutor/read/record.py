@@ -88,6 +88,7 @@ class Op:
     line: int = 0
     module: str = ""
     writes: bool = False
+    kind: str = ""
 
     @property
     def inputs(self) -> list[Value]:
@@ -176,6 +177,10 @@ def _marked(call: Callable[[], Any]) -> Any:
 
 
 class _Recorder(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to be skipped by the compiler would load it, which takes seconds
+
     def __init__(self, names: dict[int, tuple[str, str]], modules: dict[int, str], limit: int):
         super().__init__()
         self.tape = Tape()
@@ -184,6 +189,7 @@ class _Recorder(TorchDispatchMode):
         self.alive: list[Tensor] = []  # so that no id is used twice
         self.lying_in: dict[int, list[Value]] = {}  # by storage
         self.writes: dict[int, list[tuple[Value, tuple]]] = {}  # by storage: what was written where
+        self.kind = ""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -193,6 +199,8 @@ class _Recorder(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         self._refuse_what_is_too_large(name, args)
+        if name == "scaled_dot_product_attention":
+            return self._spelled_out(func, args, kwargs)
         targets = []
         if schema.is_mutable:
             for i, argument in enumerate(schema.arguments):
@@ -215,13 +223,24 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def _add(self, name: str, func: Callable, args: tuple, kwargs: dict, made: list[Tensor]) -> Op:
-        op = Op(name, func, args, kwargs, [], len(self.tape.ops), *self._place())
+        op = Op(name, func, args, kwargs, [], len(self.tape.ops), *self._place(), kind=self.kind)
         self.tape.ops.append(op)
         for value in op.inputs:
             value.users.append(op)
         depends = any(v.from_input for v in op.inputs) and not name.endswith(SHAPE_ONLY)
         op.outputs = [self._hold(Value(t, op, from_input=depends)) for t in made]
         return op
+
+    def _spelled_out(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+        """Record the formula that the function stands for, and the output of the function itself."""
+        output = func(*args, **kwargs)
+        devices = [output.device] if output.is_cuda else []
+        with torch.random.fork_rng(devices=devices), self:
+            self.kind = "scaled_dot_product_attention"
+            value = self.values[id(_formula(*args, **kwargs))]
+            self.kind = ""
+        value.tensor = output
+        return self._hold(value).tensor
 
     def _hold(self, value: Value) -> Value:
         place = _storage(value.tensor)
@@ -415,7 +434,33 @@ def fresh(x: Any) -> Any:
     return x
 
 
-# --- FlexAttention ------------------------------------------------------------------------
+# --- Fused attentions, spelled out --------------------------------------------------------
+
+
+def _formula(
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    *,
+    scale=None,
+    enable_gqa=False,
+):
+    """Compute what `scaled_dot_product_attention` means, by operations that can be read."""
+    if enable_gqa and key.shape[-3] != query.shape[-3]:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        shown = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~shown, -torch.inf)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return torch.dropout(scores.softmax(-1), dropout_p, train=True) @ value
 
 
 @contextlib.contextmanager

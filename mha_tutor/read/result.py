@@ -124,6 +124,7 @@ class Attention:
         notes: more to say, in sentences.
         sources: what was cut into heads, "query", "key", "value": (B, length, columns); and
             "output", what the heads were merged into.
+        merged_in: stands for the tensor that they were merged into.
     """
 
     module: str
@@ -158,6 +159,7 @@ class Attention:
     without_influence: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sources: dict[str, Tensor] = field(default_factory=dict)
+    merged_in: object = None
 
     @property
     def num_heads(self) -> int:
@@ -332,6 +334,7 @@ class Reading:
         attentions: in the order in which they were computed; empty if none was found.
         parameters_used: names of the parameters that the call read.
         parameters_unused: names of the others.
+        dropouts: those that belong to no attention.
         notes: what recording changed, what was not read, in sentences.
         seconds: how long it took.
     """
@@ -340,6 +343,7 @@ class Reading:
     attentions: list[Attention] = field(default_factory=list)
     parameters_used: list[str] = field(default_factory=list)
     parameters_unused: list[str] = field(default_factory=list)
+    dropouts: list[Dropout] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -369,3 +373,20 @@ def _difference(mine: Tensor, other: Tensor, largest: float | None = None) -> fl
         return 0.0
     largest = float(other.abs().max()) if largest is None else largest
     return float((mine - other).abs().max()) / (largest or 1.0)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadMaps:
+    """What the heads of one attention look at.
+
+    Attributes:
+        module: dotted name of the module.
+        weights: (B, H, L, S), float64, in index order; None if they could not be read.
+        tokens: what stands at each position, if it was told.
+        reason: why there are no weights; else empty.
+    """
+
+    module: str
+    weights: Tensor | None
+    tokens: list[str] | None = None
+    reason: str = ""
