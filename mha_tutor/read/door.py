@@ -80,7 +80,7 @@ def explain_layer(
             reading.notes.append(f"In training mode it was not read: {error}")
             continue
         if mode == modes[0]:
-            attentions = [read(tape, found)[0] for found in find(tape)]
+            attentions = [read(tape, found) for found in find(tape)]
             used = {v.name for v in tape.leaves if v.kind == "parameter" and v.users}
             names = [] if module is None else [name for name, _ in plain.named_parameters()]
             reading.parameters_used = [name for name in names if name in used]

@@ -23,10 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["CallError", "Op", "Tape", "TooLargeError", "Value", "record", "tensors_of"]
-
-HERE = os.path.dirname(os.path.abspath(__file__))
-TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+TORCH, HERE = (os.path.dirname(os.path.abspath(f)) for f in (torch.__file__, __file__))
 # Taken apart into operations that can be read; everything else stays whole.
 TAKEN_APART = {"tensordot", "inner", "chain_matmul", "linalg_multi_dot"}
 # What they return depends on the shape of their argument alone.
@@ -43,24 +40,15 @@ class TooLargeError(ValueError):
 
 @dataclass(eq=False)
 class Value:
-    """A tensor as it was at one moment.
+    """A tensor as it was at one moment."""
 
-    Attributes:
-        tensor: its numbers; a copy, if an operation wrote into it later.
-        op: what made it, or None for what was there before the call.
-        kind: "input", "parameter", "buffer" or "constant" if it was there before, else "".
-        name: of an input, a parameter or a buffer.
-        from_input: whether its numbers depend on those of an input.
-        users: the operations that read it.
-    """
-
-    tensor: Tensor
-    op: Op | None = None
-    kind: str = ""
+    tensor: Tensor  # its numbers; a copy, if an operation wrote into it later
+    op: Op | None = None  # what made it; None for what was there before the call
+    kind: str = ""  # of what was there before: input, parameter, buffer or constant
     name: str = ""
-    from_input: bool = False
+    from_input: bool = False  # whether its numbers depend on those of an input
     users: list[Op] = field(default_factory=list)
-    moment: int = 0
+    moment: int = 0  # how often somebody had written into its memory
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,18 +70,19 @@ class Op:
     func: Callable[..., Any]
     args: tuple
     kwargs: dict[str, Any]
-    outputs: list[Value]
-    index: int = 0
+    index: int
     file: str = ""
     line: int = 0
     module: str = ""
-    writes: bool = False
-    kind: str = ""
+    kind: str = ""  # of a fused attention that is spelled out
+    outputs: list[Value] = field(default_factory=list)
+    writes: bool = False  # into its first argument
+    product: Any = None  # how it is read as a product
 
     @property
     def inputs(self) -> list[Value]:
         """The tensors among the arguments."""
-        return [x for x in _flat((self.args, self.kwargs)) if isinstance(x, Value)]
+        return [x for x in _flat([self.args, self.kwargs]) if isinstance(x, Value)]
 
     @property
     def out(self) -> Value:
@@ -102,53 +91,34 @@ class Op:
 
     def argument(self, name: str, default: Any = None) -> Any:
         """Return an argument by its name in the schema of the operation."""
-        if name in self.kwargs:
-            return self.kwargs[name]
         names = [a.name for a in self.func._schema.arguments]
-        place = names.index(name) if name in names else len(self.args)
-        return self.args[place] if place < len(self.args) else default
+        given = dict(zip(names, self.args, strict=False)) | self.kwargs
+        return given.get(name, default)
 
 
 @dataclass(eq=False)
 class Tape:
-    """What was recorded in one call.
-
-    Attributes:
-        ops: in order.
-        output: what the call returned.
-        leaves: what was there before the call and was read.
-        changed: tensors from outside that the call wrote into, with their old numbers.
-    """
+    """What was recorded in one call."""
 
     ops: list[Op] = field(default_factory=list)
     output: Any = None
-    leaves: list[Value] = field(default_factory=list)
-    changed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    leaves: list[Value] = field(default_factory=list)  # what was there before and was read
+    changed: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # with the old numbers
 
 
 def record(
-    call: Callable[[], Any],
-    inputs: dict[str, Tensor],
-    layer: nn.Module | None = None,
-    limit: int = 2**24,
+    call: Callable[[], Any], inputs: dict[str, Tensor], layer: nn.Module | None, limit: int
 ) -> Tape:
-    """Make a call and record it, and the same call undisturbed; leave everything as it was.
+    """Make a call once and record it.
 
-    Args:
-        call: makes the call; it is made once.
-        inputs: the tensors whose numbers count as data, by name.
-        layer: where parameters and buffers have their names from.
-        limit: entries of a table of scores that may be recorded.
-
-    Raises:
-        TooLargeError: a table of scores is larger.
+    The numbers of `inputs` count as data; parameters, buffers and modules have their names from
+    the layer. A table of scores with more than `limit` entries raises a `TooLargeError`.
     """
     names = {id(t): ("input", name) for name, t in inputs.items()}
     modules = {}
     if layer is not None:
-        named = {"parameter": layer.named_parameters(), "buffer": layer.named_buffers()}
-        for kind, pairs in named.items():
-            names |= {id(t): (kind, name) for name, t in pairs}
+        names |= {id(t): ("parameter", name) for name, t in layer.named_parameters()}
+        names |= {id(t): ("buffer", name) for name, t in layer.named_buffers()}
         modules = {id(m): name for name, m in layer.named_modules()}
     recorder = _Recorder(names, modules, limit)
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -166,14 +136,19 @@ def record(
             recorder.tape.output = _marked(call)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for tensor, old in recorder.tape.changed:
-            tensor.detach().copy_(old)
+        restore(recorder.tape.changed)
     return recorder.tape
 
 
 def _marked(call: Callable[[], Any]) -> Any:
     """Make the call: no frame above this one belongs to what is read."""
     return call()
+
+
+def restore(changed: list[tuple[Tensor, Tensor]]) -> None:
+    """Write the old numbers back."""
+    for tensor, old in changed:
+        tensor.detach().copy_(old)
 
 
 class _Recorder(TorchDispatchMode):
@@ -183,13 +158,12 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, names: dict[int, tuple[str, str]], modules: dict[int, str], limit: int):
         super().__init__()
-        self.tape = Tape()
+        self.tape, self.kind = Tape(), ""
         self.names, self.modules, self.limit = names, modules, limit
         self.values: dict[int, Value] = {}  # what each tensor holds now, by its id
         self.alive: list[Tensor] = []  # so that no id is used twice
         self.lying_in: dict[int, list[Value]] = {}  # by storage
         self.writes: dict[int, list[tuple[Value, tuple]]] = {}  # by storage: what was written where
-        self.kind = ""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -202,45 +176,31 @@ class _Recorder(TorchDispatchMode):
         if name == "scaled_dot_product_attention":
             return self._spelled_out(func, args, kwargs)
         targets = []
-        if schema.is_mutable:
-            for i, argument in enumerate(schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    given = args[i] if i < len(args) else kwargs.get(argument.name)
-                    targets += tensors_of(given)
+        for i, argument in enumerate(schema.arguments if schema.is_mutable else ()):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                targets += tensors_of(args[i] if i < len(args) else kwargs.get(argument.name))
         name = name.rstrip("_") if targets and not name.startswith("__") else name
-        read = _mapped(args, self._value), {k: _mapped(v, self._value) for k, v in kwargs.items()}
+        read = mapped(args, self._value), {k: mapped(v, self._value) for k, v in kwargs.items()}
         for target in targets:
             self._keep(target)
         out = func(*args, **kwargs)
         made = tensors_of(out)
         made += [t for t in targets if not any(t is m for m in made)]
-        op = self._add(name, func, *read, made)
-        op.writes = bool(targets)
+        self._add(name, func, *read, made).writes = bool(targets)
         for target in targets:
-            place = _storage(target)
-            self.writes[place].append((self.values[id(target)], _geometry(target)))
-            self.values[id(target)].moment = len(self.writes[place])
+            writes, value = self.writes[_storage(target)], self.values[id(target)]
+            writes.append((value, _geometry(target)))
+            value.moment = len(writes)
         return out
 
     def _add(self, name: str, func: Callable, args: tuple, kwargs: dict, made: list[Tensor]) -> Op:
-        op = Op(name, func, args, kwargs, [], len(self.tape.ops), *self._place(), kind=self.kind)
+        op = Op(name, func, args, kwargs, len(self.tape.ops), *self._place(), self.kind)
         self.tape.ops.append(op)
         for value in op.inputs:
             value.users.append(op)
         depends = any(v.from_input for v in op.inputs) and not name.endswith(SHAPE_ONLY)
         op.outputs = [self._hold(Value(t, op, from_input=depends)) for t in made]
         return op
-
-    def _spelled_out(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
-        """Record the formula that the function stands for, and the output of the function itself."""
-        output = func(*args, **kwargs)
-        devices = [output.device] if output.is_cuda else []
-        with torch.random.fork_rng(devices=devices), self:
-            self.kind = "scaled_dot_product_attention"
-            value = self.values[id(_formula(*args, **kwargs))]
-            self.kind = ""
-        value.tensor = output
-        return self._hold(value).tensor
 
     def _hold(self, value: Value) -> Value:
         place = _storage(value.tensor)
@@ -254,15 +214,14 @@ class _Recorder(TorchDispatchMode):
         """Return what a tensor holds now; a number stays a number."""
         if not isinstance(x, Tensor):
             return x
-        place = _storage(x)
-        writes = self.writes.get(place, [])
+        writes = self.writes.get(_storage(x), [])
         value = self.values.get(id(x))
         if value is None:
-            kind, name = self.names.get(id(x), ("constant", ""))
-            for other in self.lying_in.get(place, ()):  # another face of a known tensor (`.data`)
+            for other in self.lying_in.get(_storage(x), ()):  # another face of it, as by `.data`
                 if _geometry(other.tensor) == _geometry(x):
                     return self._add("alias", lambda a: a, (other,), {}, [x]).out
-            value = self._hold(Value(x, kind=kind, name=name, from_input=kind == "input"))
+            kind, name = self.names.get(id(x), ("constant", ""))
+            value = self._hold(Value(x, None, kind, name, kind == "input"))
             self.tape.leaves.append(value)
         elif value.moment < len(writes):  # somebody wrote into memory that it shares
             new = writes[value.moment :]
@@ -272,13 +231,21 @@ class _Recorder(TorchDispatchMode):
 
     def _keep(self, target: Tensor) -> None:
         """Copy what is about to be overwritten."""
-        place = _storage(target)
-        for value in self.lying_in.pop(place, ()):
-            old = value.tensor
-            value.tensor = old.detach().clone()
+        for value in self.lying_in.pop(_storage(target), ()):
+            old, value.tensor = value.tensor, value.tensor.detach().clone()
             if value.op is None:
                 self.tape.changed.append((old, value.tensor))
-        self.writes.setdefault(place, [])
+        self.writes.setdefault(_storage(target), [])
+
+    def _spelled_out(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+        """Record the formula that the function means, and the output of the function itself."""
+        output = func(*args, **kwargs)
+        with torch.random.fork_rng([output.device] if output.is_cuda else []), self:
+            self.kind = "scaled_dot_product_attention"
+            value = self.values[id(_formula(*args, **kwargs))]
+            self.kind = ""
+        value.tensor = output
+        return self._hold(value).tensor
 
     def _refuse_what_is_too_large(self, name: str, args: tuple) -> None:
         size = 0
@@ -290,40 +257,37 @@ class _Recorder(TorchDispatchMode):
             size = args[0].numel()
         if size > self.limit:
             raise TooLargeError(
-                f"a table of scores here has {size:,} entries, more than limit={self.limit:,}; "
+                f"a table of scores has {size:,} entries here, more than limit={self.limit:,}; "
                 "give shorter inputs, or a larger limit"
             )
 
     def _place(self) -> tuple[str, int, str]:
         """Find the line of the reader's own code, and the module, that the operation is in."""
-        frame, first, module = sys._getframe(2), None, None
-        line = None
+        frame, line, inside, module = sys._getframe(2), None, None, None
         while frame is not None and frame.f_code is not _marked.__code__:
             code = frame.f_code
-            kind = _kind_of(code.co_filename)
-            if line is None and kind == "reader":
-                line = code.co_filename, frame.f_lineno
-            if first is None and kind == "torch" and "/nn/" in code.co_filename:
-                first = code.co_filename, frame.f_lineno
+            if _is_own(code.co_filename):
+                line = line or (code.co_filename, frame.f_lineno)
+            elif "nn" in code.co_filename:
+                inside = inside or (code.co_filename, frame.f_lineno)
             if module is None and code.co_argcount and code.co_varnames[0] in ("self", "module"):
                 module = self.modules.get(id(frame.f_locals.get(code.co_varnames[0])))
             if line and module is not None:
                 break
             frame = frame.f_back
-        return *(line or first or ("", 0)), module or ""
+        return *(line or inside or ("", 0)), module or ""
 
 
-_KINDS: dict[str, str] = {}
+_OWN: dict[str, bool] = {}
 
 
-def _kind_of(filename: str) -> str:
-    """Say whose a file is: "reader", "torch" (or a tool that moves axes), or "own"."""
-    if filename not in _KINDS:
-        path = os.path.abspath(filename).replace("\\", "/")
-        inside = path.startswith((TORCH.replace("\\", "/"), HERE.replace("\\", "/")))
-        helper = "/einops/" in path or "/opt_einsum/" in path or "/jaxtyping/" in path
-        _KINDS[filename] = "torch" if inside or helper else "reader"
-    return _KINDS[filename]
+def _is_own(filename: str) -> bool:
+    """Tell whether a file is neither torch's nor that of a tool that moves axes."""
+    if filename not in _OWN:
+        parts = os.path.abspath(filename).split(os.sep)
+        tool = bool({"einops", "opt_einsum", "jaxtyping", "beartype"} & set(parts))
+        _OWN[filename] = not tool and not os.path.abspath(filename).startswith((TORCH, HERE))
+    return _OWN[filename]
 
 
 def _storage(tensor: Tensor) -> int:
@@ -348,13 +312,12 @@ class _Rewritten:
     others: list[tuple]
 
     def __call__(self, old: Tensor, *new: Tensor) -> Tensor:
-        size = 1 + max(
+        ends = (
             offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
             for shape, strides, offset in (self.own, *self.others)
         )
-        memory = old.new_zeros(size)
-        memory.as_strided(*self.own).copy_(old)
-        for numbers, where in zip(new, self.others, strict=True):
+        memory = old.new_zeros(1 + max(ends))
+        for numbers, where in zip((old, *new), (self.own, *self.others), strict=True):
             memory.as_strided(*where).copy_(numbers)
         return memory.as_strided(*self.own).clone()
 
@@ -370,45 +333,38 @@ def _flat(x: Any) -> Iterator[Any]:
 
 
 def tensors_of(x: Any) -> list[Tensor]:
-    """Return the tensors in nested lists, tuples and dictionaries.
-
-    Example:
-        >>> len(tensors_of([torch.ones(2), (torch.zeros(1), {"mask": None})]))
-        2
-    """
+    """Return the tensors in nested lists, tuples and dictionaries."""
     return [item for item in _flat(x) if isinstance(item, Tensor)]
 
 
-def _mapped(x: Any, change: Callable[[Any], Any]) -> Any:
-    if type(x) in (list, tuple):
-        return type(x)(_mapped(item, change) for item in x)
-    return change(x)
+def mapped(x: Any, change: Callable[[Any], Any]) -> Any:
+    """Change what stands in nested lists and tuples."""
+    return type(x)(mapped(i, change) for i in x) if type(x) in (list, tuple) else change(x)
 
 
 # --- Leave everything as it was -----------------------------------------------------------
 
 
 @contextlib.contextmanager
-def preserved(layer: nn.Module | None, training: bool | None = None) -> Iterator[None]:
-    """Put back generators, buffers, modes and attributes of the modules afterwards."""
+def preserved(layer: nn.Module | None, training: bool | None) -> Iterator[None]:
+    """Choose a mode; put back generators, buffers, modes and attributes afterwards."""
     modules = [] if layer is None else list(layer.modules())
     before = [(m, dict(m.__dict__)) for m in modules]
     held = [x for _, d in before for x in d.values() if type(x) in (list, dict, set)]
     contents = [copy.copy(x) for x in held]
-    buffers = [(b, b.detach().clone()) for m in modules for b in m._buffers.values() if _is(b)]
+    buffers = [b for m in modules for b in m._buffers.values() if b is not None and not b.is_meta]
+    old = [(b, b.detach().clone()) for b in buffers]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices=cuda):
-            for module in modules if training is not None else ():
-                module.training = training
+        with torch.random.fork_rng(cuda):
+            for module in modules:
+                module.training = bool(training)
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-        with torch.no_grad():
-            for buffer, old in buffers:
-                buffer.copy_(old)
+        restore(old)
         for module, attributes in before:
             module.__dict__.clear()
             module.__dict__.update(attributes)
@@ -417,13 +373,9 @@ def preserved(layer: nn.Module | None, training: bool | None = None) -> Iterator
             x.extend(content) if isinstance(x, list) else x.update(content)
 
 
-def _is(buffer: Tensor | None) -> bool:
-    return buffer is not None and buffer.device.type != "meta"
-
-
 def fresh(x: Any) -> Any:
     """Copy what a call may change, a cache of keys say; tensors and modules stay the same ones."""
-    if isinstance(x, Tensor | nn.Module) or callable(x):
+    if isinstance(x, Tensor) or callable(x):
         return x
     if type(x) in (list, tuple):
         return type(x)(map(fresh, x))
@@ -437,30 +389,18 @@ def fresh(x: Any) -> Any:
 # --- Fused attentions, spelled out --------------------------------------------------------
 
 
-def _formula(
-    query,
-    key,
-    value,
-    attn_mask=None,
-    dropout_p=0.0,
-    is_causal=False,
-    *,
-    scale=None,
-    enable_gqa=False,
-):
+def _formula(q, k, v, mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
     """Compute what `scaled_dot_product_attention` means, by operations that can be read."""
-    if enable_gqa and key.shape[-3] != query.shape[-3]:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if enable_gqa and k.shape[-3] != q.shape[-3]:
+        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
-        shown = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~shown, -torch.inf)
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, -torch.inf)
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    return torch.dropout(scores.softmax(-1), dropout_p, train=True) @ value
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, -torch.inf)
+    if mask is not None:
+        boolean = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, -torch.inf) if boolean else scores + mask
+    return torch.dropout(scores.softmax(-1), dropout_p, train=True) @ v
 
 
 @contextlib.contextmanager
@@ -470,32 +410,26 @@ def _eager_flex_attention() -> Iterator[None]:
     if flex is None:
         yield
         return
-    plain = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
-    old = flex.flex_attention_hop, getattr(flex, plain, None)
-    flex.flex_attention_hop = _flex_attention
-    setattr(flex, plain, True)
-    stance = contextlib.nullcontext()
-    if old[1] is None:  # an older torch compiles always
-        stance = torch.compiler.set_stance("force_eager")
+    plain = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"  # an older torch compiles always
+    hop, debug = flex.flex_attention_hop, getattr(flex, plain, None)
+    stance = torch.compiler.set_stance("force_eager") if debug is None else contextlib.nullcontext()
     try:
+        flex.flex_attention_hop = _flex_attention
+        setattr(flex, plain, True)
         with stance:
             yield
     finally:
-        flex.flex_attention_hop = old[0]
-        setattr(flex, plain, bool(old[1]))
+        flex.flex_attention_hop = hop
+        setattr(flex, plain, bool(debug))
 
 
-def _flex_attention(query, key, value, score_mod, block_mask, scale, *more, **options):
+def _flex_attention(q, k, v, score_mod, block_mask, scale, *more, **options):
     """Compute what FlexAttention means, in its own words: modify each score, mask, softmax."""
-    flex = sys.modules["torch.nn.attention.flex_attention"]
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
-    scores = query @ key.mT * scale
-    b, h, i, j = (torch.arange(n, device=query.device) for n in scores.shape)
-    index = b[:, None, None, None], h[:, None, None], i[:, None], j
-    scores = score_mod(scores, *index)
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = q @ k.mT * scale
+    index = torch.meshgrid(*(torch.arange(n, device=q.device) for n in scores.shape), indexing="ij")
     shown = block_mask[-1](*index)
-    weights = torch.softmax(scores.masked_fill(~shown, -torch.inf), -1).nan_to_num()
+    weights = score_mod(scores, *index).masked_fill(~shown, -torch.inf).softmax(-1).nan_to_num()
     nothing = scores.new_zeros(scores.shape[:-1])
-    rest = (nothing, nothing) if hasattr(flex, "AuxRequest") else (nothing,)
-    return (weights @ value, *rest)
+    newer = hasattr(sys.modules["torch.nn.attention.flex_attention"], "AuxRequest")
+    return (weights @ v, nothing, nothing) if newer else (weights @ v, nothing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -109,8 +109,8 @@ class Attention:
         bias_words: "by distance", "by key", …; empty without a bias.
         empty_rows: what a query gets that may attend to nothing: "zeros", "NaN", "even" (equal
             weights), "as if shown"; empty if there is no such query in this call.
-        extra: number of columns that the softmax has besides the S keys (a sink).
-        extra_scores: (B, H, L, extra), what stands in them.
+        extra_scores: (B, H, L, n), scores that the softmax takes besides those of the keys (a
+            sink); None if there are none.
         softmax_dtype: in which the softmax is taken, as "float32".
         dtype: of the output, as "bfloat16".
         features: which columns make which head.
@@ -145,7 +145,6 @@ class Attention:
     bias: Tensor | None = None
     bias_words: str = ""
     empty_rows: str = ""
-    extra: int = 0
     extra_scores: Tensor | None = None
     softmax_dtype: str = ""
     dtype: str = ""
@@ -160,6 +159,8 @@ class Attention:
     notes: list[str] = field(default_factory=list)
     sources: dict[str, Tensor] = field(default_factory=dict)
     merged_in: object = None
+
+    EMPTY_ROWS: ClassVar = ("zeros", "NaN", "even", "as if shown")
 
     @property
     def num_heads(self) -> int:
@@ -309,7 +310,7 @@ class Attention:
                 output = output @ value
             else:
                 if self.extra_scores is not None:  # keys whose product is 0, with nothing to give
-                    none = self.extra
+                    none = self.extra_scores.shape[-1]
                     key = torch.cat([key, key.new_zeros(none, key.shape[-1])])
                     value = torch.cat([value, value.new_zeros(none, value.shape[-1])])
                     plus = torch.cat([plus, self.extra_scores[b, h, chosen]], -1)
