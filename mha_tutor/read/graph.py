@@ -302,7 +302,7 @@ class Product:
         return math.prod(self.sizes[x] for x in letters)
 
     def spread(self, mine: list[str], order: list[str]) -> Tensor:
-        """Number the elements along some axes; return the numbers along others, flat."""
+        """Return the places of the elements along some axes, in the order of others, flat."""
         ids = torch.arange(self.size(mine)).reshape([self.sizes[x] for x in mine])
         ids = ids.permute([mine.index(x) for x in order if x in mine])
         ids = ids.reshape([self.sizes[x] if x in mine else 1 for x in order])

@@ -110,8 +110,14 @@ def _first_input(value: Value) -> list[Value]:
 
 def _product_before(scores: Value) -> Product | None:
     """Find the product that the scores come from: of two tensors that depend on the input."""
+
+    def back(value: Value) -> list[Value]:  # past a product with what depends on no input
+        product = product_of(value.op) if value.op else None
+        one = product is not None and not all(v.from_input for v in product.operands)
+        return product.op.inputs if one and product.op.name != "linear" else nearby(value)
+
     best, best_rank = None, 0.0
-    for value in search(scores, nearby):
+    for value in search(scores, back):
         product = product_of(value.op) if value.op else None
         if product is not None:
             sides = [(strip(v), v.from_input) for v in product.operands]
@@ -140,10 +146,8 @@ def _next_product(weights: Value) -> tuple[Product, int] | None:
                 if product is None or product.op.name == "linear" or len(reached) > 200:
                     continue
                 mine = [v in reached for v in product.operands]
-                if (
-                    sum(mine) == 1
-                    and strip(product.operands[mine.index(False)]).kind != "parameter"
-                ):
+                other = strip(product.operands[mine.index(False) if False in mine else 0])
+                if sum(mine) == 1 and other.kind != "parameter":
                     return product, mine.index(True)
     return None
 
@@ -392,9 +396,7 @@ def _fill(
     a: Attention, found: Found, rows: Rows, table: Tensor, sides: list[Moved], merged: Moved
 ) -> None:
     sets = rows.keys_of[table[:, :, 0]]  # (B, H)
-    places = dict(
-        zip(("query", "key", "value"), (rows.query[table], rows.key[sets], rows.value[sets]))
-    )
+    places = {"query": rows.query[table], "key": rows.key[sets], "value": rows.value[sets]}
     a.kv_head = _shared(places["key"], places["value"], sides[1], sides[2])
     first = [a.kv_head.index(g) for g in range(max(a.kv_head) + 1)]
     cut = {}
@@ -491,20 +493,20 @@ def _joined(group: list[Attention]) -> Attention:
     one.module = common([a.module for a in group])
     for name in ("query", "key", "value", "output"):
         setattr(one, name, torch.cat([getattr(a, name) for a in group], 1))
-    for name in ("hidden", "bias", "head_scale", "extra_scores"):
+    shapes = [(*a.output.shape[:3], a.key.shape[2]) for a in group]
+    for name in ("hidden", "bias", "head_scale"):
         parts = [getattr(a, name) for a in group]
         if name == "head_scale" and len({a.scale for a in group}) > 1:
-            parts = [
-                torch.tensor(a.scale) if p is None else p for a, p in zip(group, parts, strict=True)
-            ]
+            factors = [torch.tensor(a.scale or 0.0).double() for a in group]
+            parts = [f if p is None else p for f, p in zip(factors, parts, strict=True)]
             one.scale = None
         if any(p is not None for p in parts):
             dtype = next(p.dtype for p in parts if p is not None)
             parts = [torch.zeros((), dtype=dtype) if p is None else p for p in parts]
-            shapes = [(*a.output.shape[:3], a.key.shape[2]) for a in group]
-            setattr(
-                one, name, torch.cat([p.expand(n) for p, n in zip(parts, shapes, strict=True)], 1)
-            )
+            parts = [p.expand(n) for p, n in zip(parts, shapes, strict=True)]
+            setattr(one, name, torch.cat(parts, 1))
+    if one.extra_scores is not None:
+        one.extra_scores = torch.cat([a.extra_scores for a in group], 1)
     heads = [0]
     one.kv_head = ()
     for a in group:
@@ -550,9 +552,8 @@ def _place(tape: Tape, found: Found, op: Op) -> str:
         return "weights"
     if op in between(tape, first.op.out, found.scores):
         return "scores"
-    for name, operand in zip(
-        ("query", "key", "value"), (*first.operands, second.operands[1 - found.mix]), strict=True
-    ):
+    operands = (*first.operands, second.operands[1 - found.mix])
+    for name, operand in zip(("query", "key", "value"), operands, strict=True):
         if any(v.op is op for v in search(operand, nearby)):
             return name
     at = op.inputs[0]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mha_tutor.reference import attention_loop
 
@@ -178,21 +179,13 @@ class Attention:
         return 0 if self.query is None else self.query.shape[-1]
 
     @property
-    def weights(self) -> Tensor | None:
+    def weights(self) -> Tensor:
         """The weights, (B, H, L, S), computed from what was read; before dropout."""
-        return None if self.query is None else self._weights({})
-
-    @property
-    def lines(self) -> list[str]:
-        """The steps as text, a line each."""
-        from mha_tutor.read.drawing import step_lines
-
-        return step_lines(self)
+        return self._weights({})
 
     def cut(self, name: str, features: Features | None = None) -> Tensor:
-        """Cut "query", "key" or "value" into heads, by the columns that were read."""
-        columns = getattr(features or self.features, name)  # (H, D)
-        return self.sources[name][..., columns].transpose(1, 2)
+        """Cut what stands in `sources` into heads, by the columns that were read."""
+        return self.sources[name][..., getattr(features or self.features, name)].transpose(1, 2)
 
     def replay(self, **changed: Any) -> float:
         """Compute the output again, and return by how much it differs from the layer's.
@@ -204,126 +197,92 @@ class Attention:
         Returns:
             The largest difference, over the output's largest entry. A NaN agrees with a NaN.
         """
-        features = changed.get("features")
-        if features is not None:
-            for name in ("query", "key", "value"):
-                if name in self.sources:
-                    changed.setdefault(name, self.cut(name, features))
-        wanted = self.output
-        if "output" in self.sources:
-            columns = (features or self.features).output
-            wanted = self.sources["output"][..., columns].transpose(1, 2)
+        features = changed.get("features", self.features)
+        if features is not self.features:
+            cut = (n for n in ("query", "key", "value") if getattr(features, n) is not None)
+            changed = {n: self.cut(n, features) for n in cut} | changed
+        wanted = self.output if features.output is None else self.cut("output", features)
         value = changed.get("value", self.value)[:, list(changed.get("kv_head", self.kv_head))]
-        output = self._weights(changed) @ value
-        return _difference(output, wanted)
+        return _difference(self._weights(changed) @ value, wanted)
 
     def prove(self) -> None:
         """Find out whether the output follows from what was read, and no more."""
         self.tolerance = 4 * self._rounding()
-        self.error = self.replay()
-        by_loops = self._loops() if self.axis in ("keys", "queries") else 0.0
-        self.error = max(self.error, by_loops) if by_loops == by_loops else by_loops
+        self.error = max(self.replay(), self._loops())
         self.explained = self.error <= self.tolerance
 
-    def _scores(self, changed: dict[str, Any]) -> Tensor:
-        """Compute the scores of all queries and keys, in float64; hidden ones are -inf."""
-
-        def item(name):
-            return changed.get(name, getattr(self, name))
-
-        key = item("key")[:, list(item("kv_head"))]
-        factor = item("scale") if item("head_scale") is None else item("head_scale")
-        scores = item("query") @ key.mT * factor
-        if item("bias") is not None:
-            scores = scores + item("bias")
-        if item("hidden") is not None:
-            scores = scores.masked_fill(item("hidden"), -torch.inf)
-        return scores
+    def _scores(self, changed: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the products and what is added to them; -inf hides."""
+        items = {n: changed.get(n, getattr(self, n)) for n in ("bias", "hidden", "scale")}
+        scale = changed.get("head_scale", self.head_scale)
+        query, key = changed.get("query", self.query), changed.get("key", self.key)
+        key = key[:, list(changed.get("kv_head", self.kv_head))]
+        products = query @ key.mT * (items["scale"] if scale is None else scale)
+        plus = torch.zeros(()).double() if items["bias"] is None else items["bias"]
+        hidden = torch.tensor(False) if items["hidden"] is None else items["hidden"]
+        return products, plus.masked_fill(hidden, -torch.inf).expand(products.shape)
 
     def _weights(self, changed: dict[str, Any]) -> Tensor:
-        scores = self._scores(changed)
+        products, plus = self._scores(changed)
         axis = {"keys": -1, "queries": -2, "heads": 1, "batch": 0}[changed.get("axis", self.axis)]
         extra = changed.get("extra_scores", self.extra_scores)
         if extra is not None:
-            return torch.cat([scores, extra], -1).softmax(axis)[..., : scores.shape[-1]]
-        weights = scores.softmax(axis)
-        empty = scores.isneginf().all(axis, keepdim=True)
+            return torch.cat([products + plus, extra], -1).softmax(axis)[..., : plus.shape[-1]]
+        empty = plus.isneginf().all(axis, keepdim=True)
         rule = changed.get("empty_rows", self.empty_rows) or "zeros"
-        if rule == "as if shown":
-            shown = self._scores({**changed, "hidden": None, "bias": None}).softmax(axis)
-        else:
-            shown = {"zeros": 0.0, "NaN": torch.nan, "even": 1 / scores.shape[-1]}[rule]
-            shown = torch.full_like(scores, shown)
-        return torch.where(empty, shown, weights)
+        even = torch.full_like(products, 1 / products.shape[-1])
+        rows = {"zeros": even * 0, "NaN": even * torch.nan, "even": even}
+        other = rows[rule] if rule in rows else products.softmax(axis)
+        return torch.where(empty, other, (products + plus).softmax(axis))
 
     def _rounding(self) -> float:
         """Return the error of three plain lines in the layer's own dtype."""
-        dtype = getattr(torch, self.dtype)
-        scores = self._scores({})
+        dtype, heads = getattr(torch, self.dtype), list(self.kv_head)
+        products, plus = self._scores({})
         query, key, value = (x.to(dtype) for x in (self.query, self.key, self.value))
-        key, value = (x[:, list(self.kv_head)] for x in (key, value))
-        factor = self.scale if self.head_scale is None else self.head_scale.to(dtype)
-        plain = query @ key.mT * factor
-        if self.bias is not None:
-            plain = plain + self.bias.to(dtype)
-        plain = plain.masked_fill(scores.isneginf(), -torch.inf).softmax(-1) @ value
-        exact = scores.softmax(-1) @ self.value[:, list(self.kv_head)]
+        scale = self.scale if self.head_scale is None else self.head_scale.to(dtype)
+        plain = (query @ key[:, heads].mT * scale + plus.to(dtype)).softmax(-1) @ value[:, heads]
+        exact = (products + plus).softmax(-1) @ self.value[:, heads]
         error = _difference(plain.double(), exact)
-        return max(error if error < 1 else 0.0, torch.finfo(dtype).eps)
+        return max(error if error < 0.1 else 0.0, torch.finfo(dtype).eps)
 
     def _loops(self, budget: int = 100_000) -> float:
-        """Compute a part of the output by `attention_loop`, as many queries as the budget allows.
+        """Compute a part of the output by `attention_loop`, as many rows as the budget allows.
 
         Weights that sum to 1 over the queries are those of keys that attend to queries.
         """
-        scores = self._scores({})
-        batch, heads, length, size = scores.shape
-        dim = self.head_dim + self.value.shape[-1]
-        worst = 0.0
+        batch, heads, length, size = self.output.shape[:3] + self.key.shape[2:3]
+        each = size * (self.head_dim + self.value.shape[-1])  # steps a row
         over_queries = self.axis == "queries"
-        if over_queries:
-            if self.extra_scores is not None or batch * heads * length * size * dim > 10 * budget:
-                return worst
-            rows = length
-        else:
-            rows = min(length, max(1, budget // (batch * heads * size * dim)))
-        chosen = torch.linspace(0, length - 1, rows).round().long().unique()
-        most = max(1, budget // (len(chosen) * size * dim)) if not over_queries else batch * heads
+        rows = length if over_queries else max(1, min(length, budget // (batch * heads * each)))
         pairs = [(b, h) for b in range(batch) for h in range(heads)]
-        for b, h in pairs[:: math.ceil(len(pairs) / most)]:
+        pairs = pairs[:: math.ceil(len(pairs) * rows * each / budget)]
+        scale = self.scale
+        if self.head_scale is not None or self.axis not in ("keys", "queries"):
+            return 0.0  # the loops know no such thing
+        chosen = torch.linspace(0, length - 1, rows).round().long().unique()
+        plus = self._scores({})[1][:, :, chosen]
+        extra = plus[..., :0] if self.extra_scores is None else self.extra_scores[:, :, chosen]
+        outputs = []
+        for b, h in pairs:
             g = self.kv_head[h]
-            query, key, value = self.query[b, h, chosen], self.key[b, g], self.value[b, g]
-            factor = self.scale
-            plus = torch.zeros(len(chosen), size).double()
-            if self.bias is not None:
-                plus = plus + self.bias[b, h, chosen]
-            if self.hidden is not None:
-                plus = plus.masked_fill(self.hidden[b, h, chosen], -torch.inf)
-            if self.head_scale is not None:
-                part = self.head_scale[b, h, chosen]
-                factor = float(part[part != 0].median())
-                if not bool(((part == factor) | (part == 0)).all()):
-                    continue
+            query, key, value = self.query[b, h], self.key[b, g], self.value[b, g]
+            added = torch.cat([plus[b, h], extra[b, h]], -1)
             if over_queries:
-                same = torch.eye(length, dtype=torch.float64)
-                output = torch.from_numpy(attention_loop(key, query, same, plus.mT, factor)).mT
-                output = output @ value
-            else:
-                if self.extra_scores is not None:  # keys whose product is 0, with nothing to give
-                    none = self.extra_scores.shape[-1]
-                    key = torch.cat([key, key.new_zeros(none, key.shape[-1])])
-                    value = torch.cat([value, value.new_zeros(none, value.shape[-1])])
-                    plus = torch.cat([plus, self.extra_scores[b, h, chosen]], -1)
-                output = torch.from_numpy(attention_loop(query, key, value, plus, factor))
-            wanted = self.output[b, h, chosen]
-            full = plus.isneginf().all(0 if over_queries else 1)
-            if bool(full.any()):  # told by `empty_rows`, not by the loops
-                if over_queries:
-                    continue
-                output, wanted = output[~full], wanted[~full]
-            largest = float(self.output.nan_to_num().abs().max())
-            worst = max(worst, _difference(output, wanted, largest))
-        return worst
+                same = torch.eye(length).double()
+                weights = torch.from_numpy(attention_loop(key, query, same, added.mT, scale)).mT
+                outputs.append(weights @ value)
+            else:  # a score without a key is that of a key 0, which has nothing to give
+                more = added.shape[-1] - size
+                key, value = (F.pad(x, (0, 0, 0, more)) for x in (key, value))
+                output = torch.from_numpy(attention_loop(query[chosen], key, value, added, scale))
+                outputs.append(output)
+        wanted = torch.stack([self.output[b, h, chosen] for b, h in pairs])
+        full = plus.isneginf().all(-1)  # of empty rows, `empty_rows` tells
+        full = torch.stack([full[b, h] for b, h in pairs])
+        return _difference(
+            torch.stack(outputs)[~full], wanted[~full], float(self.output.nan_to_num().abs().max())
+        )
 
 
 @dataclass(eq=False, repr=False)
