@@ -179,6 +179,11 @@ class Attention:
         return 0 if self.query is None else self.query.shape[-1]
 
     @property
+    def extra(self) -> int:
+        """The number of scores without a key that each row has."""
+        return 0 if self.extra_scores is None else self.extra_scores.shape[-1]
+
+    @property
     def weights(self) -> Tensor:
         """The weights, (B, H, L, S), computed from what was read; before dropout."""
         return self._weights({})
