@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mha_tutor.read.reading import combine, dropouts, find, read
+from mha_tutor.read.find import dropouts, find
+from mha_tutor.read.reading import combine, read
 from mha_tutor.read.record import (
     CallError,
     Tape,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mha_tutor.read import drawing
 from mha_tutor.reference import attention_loop
 
 __all__ = ["Attention", "Dropout", "Features", "Reading", "Step"]
@@ -178,6 +180,17 @@ class Attention:
         """D."""
         return 0 if self.query is None else self.query.shape[-1]
 
+    def __repr__(self) -> str:
+        return drawing.attention_text(self)
+
+    @property
+    def lines(self) -> list[str]:
+        """The steps as text, a line each."""
+        return drawing.step_lines(self)
+
+    def _repr_html_(self) -> str:
+        return drawing.reading_html(Reading(self.module, [self]))
+
     @property
     def extra(self) -> int:
         """The number of scores without a key that each row has."""
@@ -312,6 +325,16 @@ class Reading:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        return drawing.reading_text(self)
+
+    def _repr_html_(self) -> str:
+        return drawing.reading_html(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the reading as one HTML file, which needs nothing else."""
+        Path(path).write_text(drawing.page(self), encoding="utf-8")
+
     def __len__(self) -> int:
         return len(self.attentions)
 
@@ -355,3 +378,9 @@ class HeadMaps:
     weights: Tensor | None
     tokens: list[str] | None = None
     reason: str = ""
+
+    def __repr__(self) -> str:
+        return drawing.maps_text(self)
+
+    def _repr_html_(self) -> str:
+        return drawing.maps_html(self)
