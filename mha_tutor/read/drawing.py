@@ -43,12 +43,12 @@ def one_line(a: Attention) -> str:
 
 
 def step_lines(a: Attention) -> list[str]:
-    """Return the steps as text, a line each, with the reader's own code."""
-    return [
-        f"{_place(s):>10}  {s.words}{_shape(s)}{'' if s.explained else '  (run again, not explained)'}"
-        + (f"\n{'':12}{s.code}" if s.code else "")
-        for s in a.steps
-    ]
+    """Return the steps as text, each with the reader's own code; ~ marks what is only run again."""
+    lines = []
+    for s in a.steps:
+        lines.append(f"{_place(s):>10} {' ~'[not s.explained]} {s.words}{_shape(s)}")
+        lines += [f"{'':13}{s.code}"] if s.code else []
+    return lines
 
 
 def _place(s: Step) -> str:
@@ -67,6 +67,8 @@ def attention_text(a: Attention) -> str:
     lines += [
         f"{'dropout':>10}  {d.p:g} on the {d.where}, in {d.mode}, line {d.line}" for d in a.dropouts
     ]
+    if any(not s.explained for s in a.steps):
+        lines.append(f"{'~':>12} is run again from the record, not explained")
     lines += [f"{'note':>10}  {note}" for note in a.notes]
     lines += [f"{'free':>10}  {item} has no influence" for item in a.without_influence]
     return "\n".join(lines)
@@ -152,8 +154,9 @@ def attention_html(a: Attention, is_open: bool = True) -> str:
     more += a.notes + [f"{item} has no influence." for item in a.without_influence]
     said = "".join(f"<li>{html.escape(x)}" for x in more)
     heads = heads_html(a.weights) if a.explained else ""
+    name = html.escape(a.module or "the layer itself")
     return (
-        f"<details{' open' * is_open}><summary><b>{html.escape(a.module or 'the layer itself')}</b> "
+        f"<details{' open' * is_open}><summary><b>{name}</b> "
         f"{html.escape(one_line(a))}</summary><table>{''.join(rows)}</table><ul>{said}</ul>"
         f"{heads}</details>"
     )
@@ -166,7 +169,8 @@ def reading_html(r: Reading) -> str:
     text = reading_text(r).split("\n")
     tail = [line for line in text if line in r.notes or "parameters used" in line]
     notes = "".join(f"<p>{html.escape(line)}</p>" for line in tail)
-    return f"<div class=mha-read><style>{_css()}</style><h3>{html.escape(r.title)}</h3>{body}{notes}</div>"
+    title = f"<h3>{html.escape(r.title)}</h3>"
+    return f"<div class=mha-read><style>{_css()}</style>{title}{body}{notes}</div>"
 
 
 def maps_html(m: HeadMaps) -> str:

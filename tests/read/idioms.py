@@ -175,18 +175,20 @@ simple("masked_fill, -1e9", hide(-1e9), hidden=hidden)
 simple("masked_fill, smallest number", hide(torch.finfo(torch.float32).min), hidden=hidden)
 simple(
     "where",
-    lambda q, k, v: torch.where(
-        causal_of(q, k), q @ k.mT / root(q), torch.tensor(-math.inf)
-    ).softmax(-1)
-    @ v,
+    lambda q, k, v: (
+        torch.where(causal_of(q, k), q @ k.mT / root(q), torch.tensor(-math.inf)).softmax(-1) @ v
+    ),
     hidden=hidden,
 )
 simple(
     "additive mask",
     lambda q, k, v: (
-        q @ k.mT / root(q) + torch.zeros(causal_of(q, k).shape).masked_fill(~causal_of(q, k), -1e9)
-    ).softmax(-1)
-    @ v,
+        (
+            q @ k.mT / root(q)
+            + torch.zeros(causal_of(q, k).shape).masked_fill(~causal_of(q, k), -1e9)
+        ).softmax(-1)
+        @ v
+    ),
     hidden=hidden,
 )
 
@@ -209,7 +211,9 @@ simple(
     hidden=hidden,
 )
 simple("torch", F.scaled_dot_product_attention)
-simple("torch, scale", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3), scale=0.3)
+simple(
+    "torch, scale", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3), scale=0.3
+)
 simple("query scaled first", lambda q, k, v: (q / root(q) @ k.mT).softmax(-1) @ v)
 simple(
     "both scaled by the fourth root",
@@ -451,9 +455,7 @@ def packed(name, cut):
 packed("q k v", lambda t, s: [split(p, s.H) for p in t.chunk(3, -1)])
 packed("v q k", lambda t, s: (lambda v, q, k: [q, k, v])(*(split(p, s.H) for p in t.chunk(3, -1))))
 packed("head by head", lambda t, s: split(t, s.H).chunk(3, -1))
-packed(
-    "three first", lambda t, s: t.unflatten(-1, (3, s.H, s.D)).permute(2, 0, 3, 1, 4).unbind(0)
-)
+packed("three first", lambda t, s: t.unflatten(-1, (3, s.H, s.D)).permute(2, 0, 3, 1, 4).unbind(0))
 packed(
     "features first", lambda t, s: t.unflatten(-1, (s.D, 3, s.H)).permute(3, 0, 4, 1, 2).unbind(0)
 )

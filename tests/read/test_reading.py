@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from idioms import IDIOMS, Sizes
 
 import mha_tutor
