@@ -136,7 +136,11 @@ def record(
             recorder.tape.output = _marked(call)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        restore(recorder.tape.changed)
+        changed = list(recorder.tape.changed)
+        for tensor, _ in changed:
+            recorder.keep(tensor)
+        recorder.tape.changed = changed
+        restore(changed)
     return recorder.tape
 
 
@@ -158,7 +162,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, names: dict[int, tuple[str, str]], modules: dict[int, str], limit: int):
         super().__init__()
-        self.tape, self.kind = Tape(), ""
+        self.tape = Tape()
         self.names, self.modules, self.limit = names, modules, limit
         self.values: dict[int, Value] = {}  # what each tensor holds now, by its id
         self.alive: list[Tensor] = []  # so that no id is used twice
@@ -182,7 +186,7 @@ class _Recorder(TorchDispatchMode):
         name = name.rstrip("_") if targets and not name.startswith("__") else name
         read = mapped(args, self._value), {k: mapped(v, self._value) for k, v in kwargs.items()}
         for target in targets:
-            self._keep(target)
+            self.keep(target)
         out = func(*args, **kwargs)
         made = tensors_of(out)
         made += [t for t in targets if not any(t is m for m in made)]
@@ -194,7 +198,7 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def _add(self, name: str, func: Callable, args: tuple, kwargs: dict, made: list[Tensor]) -> Op:
-        op = Op(name, func, args, kwargs, len(self.tape.ops), *self._place(), self.kind)
+        op = Op(name, func, args, kwargs, len(self.tape.ops), *self._place())
         self.tape.ops.append(op)
         for value in op.inputs:
             value.users.append(op)
@@ -229,8 +233,8 @@ class _Recorder(TorchDispatchMode):
             value = self._add("rewritten", func, (value, *(v for v, _ in new)), {}, [x]).out
         return value
 
-    def _keep(self, target: Tensor) -> None:
-        """Copy what is about to be overwritten."""
+    def keep(self, target: Tensor) -> None:
+        """Copy what a tensor and others in its memory hold: it is about to be overwritten."""
         for value in self.lying_in.pop(_storage(target), ()):
             old, value.tensor = value.tensor, value.tensor.detach().clone()
             if value.op is None:
@@ -241,9 +245,7 @@ class _Recorder(TorchDispatchMode):
         """Record the formula that the function means, and the output of the function itself."""
         output = func(*args, **kwargs)
         with torch.random.fork_rng([output.device] if output.is_cuda else []), self:
-            self.kind = "scaled_dot_product_attention"
             value = self.values[id(_formula(*args, **kwargs))]
-            self.kind = ""
         value.tensor = output
         return self._hold(value).tensor
 
@@ -261,11 +263,12 @@ class _Recorder(TorchDispatchMode):
                 "give shorter inputs, or a larger limit"
             )
 
-    def _place(self) -> tuple[str, int, str]:
-        """Find the line of the reader's own code, and the module, that the operation is in."""
-        frame, line, inside, module = sys._getframe(2), None, None, None
+    def _place(self) -> tuple[str, int, str, str]:
+        """Find the line of the reader's own code, the module, and what is spelled out."""
+        frame, line, inside, module, kind = sys._getframe(2), None, None, None, ""
         while frame is not None and frame.f_code is not _marked.__code__:
             code = frame.f_code
+            kind = SPELLED_OUT.get(code, kind)
             if _is_own(code.co_filename):
                 line = line or (code.co_filename, frame.f_lineno)
             elif "nn" in code.co_filename:
@@ -275,7 +278,7 @@ class _Recorder(TorchDispatchMode):
             if line and module is not None:
                 break
             frame = frame.f_back
-        return *(line or inside or ("", 0)), module or ""
+        return *(line or inside or ("", 0)), module or "", kind
 
 
 _OWN: dict[str, bool] = {}
@@ -373,16 +376,21 @@ def preserved(layer: nn.Module | None, training: bool | None) -> Iterator[None]:
             x.extend(content) if isinstance(x, list) else x.update(content)
 
 
-def fresh(x: Any) -> Any:
-    """Copy what a call may change, a cache of keys say; tensors and modules stay the same ones."""
-    if isinstance(x, Tensor) or callable(x):
-        return x
+def fresh(x: Any, known: dict[int, Any] | None = None) -> Any:
+    """Copy what a call may change, a cache of keys say; tensors and functions stay the same."""
+    known = {} if known is None else known
+    if id(x) in known:
+        return known[id(x)]
     if type(x) in (list, tuple):
-        return type(x)(map(fresh, x))
+        return type(x)(fresh(item, known) for item in x)
     if type(x) is dict:
-        return {key: fresh(value) for key, value in x.items()}
+        return {key: fresh(value, known) for key, value in x.items()}
+    if isinstance(x, Tensor) or callable(x) or not hasattr(x, "__dict__"):
+        return x
     with contextlib.suppress(Exception):
-        return copy.deepcopy(x)
+        known[id(x)] = new = copy.copy(x)
+        vars(new).update({name: fresh(value, known) for name, value in vars(x).items()})
+        return new
     return x
 
 
@@ -433,3 +441,9 @@ def _flex_attention(q, k, v, score_mod, block_mask, scale, *more, **options):
     nothing = scores.new_zeros(scores.shape[:-1])
     newer = hasattr(sys.modules["torch.nn.attention.flex_attention"], "AuxRequest")
     return (weights @ v, nothing, nothing) if newer else (weights @ v, nothing)
+
+
+SPELLED_OUT = {
+    _formula.__code__: "scaled_dot_product_attention",
+    _flex_attention.__code__: "flex_attention",
+}

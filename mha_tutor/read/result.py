@@ -255,14 +255,16 @@ class Attention:
 
     def _rounding(self) -> float:
         """Return the error of three plain lines in the layer's own dtype."""
-        dtype, heads = getattr(torch, self.dtype), list(self.kv_head)
+        dtype, soft = getattr(torch, self.dtype), getattr(torch, self.softmax_dtype)
+        heads = list(self.kv_head)
         products, plus = self._scores({})
         query, key, value = (x.to(dtype) for x in (self.query, self.key, self.value))
         scale = self.scale if self.head_scale is None else self.head_scale.to(dtype)
-        plain = (query @ key[:, heads].mT * scale + plus.to(dtype)).softmax(-1) @ value[:, heads]
+        plain = (query @ key[:, heads].mT * scale + plus.to(dtype)).to(soft).softmax(-1)
+        plain = plain.to(dtype) @ value[:, heads]
         exact = (products + plus).softmax(-1) @ self.value[:, heads]
         error = _difference(plain.double(), exact)
-        return max(error if error < 0.1 else 0.0, torch.finfo(dtype).eps)
+        return max(error if error < 0.1 else 0.0, *(torch.finfo(d).eps for d in (dtype, soft)))
 
     def _loops(self, budget: int = 100_000) -> float:
         """Compute a part of the output by `attention_loop`, as many rows as the budget allows.

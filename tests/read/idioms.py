@@ -1,4 +1,4 @@
-"""Attention as people write it: each idiom as a function of a layer's sizes, and what is true of it.
+"""Attention as people write it: each idiom as a layer of given sizes, and what is true of it.
 
 `truth` is computed by `attention_loop` from query, key and value as the layer's owner would say
 them, never by the reading.
@@ -278,7 +278,7 @@ class Bias(Layer):
     """ALiBi."""
 
     def attend(self, q, k, v):
-        return (q @ k.mT / root(q) + distance(self.s)).softmax(-1) @ v
+        return (q @ k.mT / root(q) + distance(self.s).to(q)).softmax(-1) @ v
 
     def truth(self, x, y):
         t = super().truth(x, y)
