@@ -59,7 +59,7 @@ def scaled_dot_product_attention(
     check_probability("dropout_p", dropout_p)
     weights = _weights(query, key, attn_mask, is_causal, scale, enable_gqa)  # (..., H, L, S)
     if enable_gqa:
-        value = _repeat_heads(value, weights.shape[-3])
+        value = repeat_heads(value, weights.shape[-3])
     if dropout_p > 0:
         weights = F.dropout(weights, dropout_p)
     return (weights @ value.to(weights.dtype)).to(query.dtype)  # (..., H, L, Dv)
@@ -156,7 +156,7 @@ def additive_attention(
     hidden = (query @ w_query.T).unsqueeze(-2) + (key @ w_key.T).unsqueeze(-3)  # (..., L, S, U)
     scores = torch.tanh(hidden) @ w_score  # (..., L, S)
     check_mask(attn_mask, scores.shape)
-    weights = _masked_softmax(scores, attn_mask)
+    weights = masked_softmax(scores, attn_mask)
     return (weights @ value.to(weights.dtype)).to(query.dtype)
 
 
@@ -261,7 +261,7 @@ def _weights(
     """Return the weights in float32 at least; the callers round them to the query's dtype."""
     check_query(query, key, attn_mask, is_causal, scale, enable_gqa)
     if enable_gqa:
-        key = _repeat_heads(key, query.shape[-3])
+        key = repeat_heads(key, query.shape[-3])
     L, S = query.shape[-2], key.shape[-2]
 
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -270,10 +270,10 @@ def _weights(
     scores = (query.to(dtype) * scale) @ key.to(dtype).mT  # (..., H, L, S)
     if is_causal:
         attn_mask = causal_mask(L, S, device=query.device)
-    return _masked_softmax(scores, attn_mask)
+    return masked_softmax(scores, attn_mask)
 
 
-def _masked_softmax(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
+def masked_softmax(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
     """Softmax over the keys that the mask allows; zeros where it allows none."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if attn_mask is None:
@@ -289,7 +289,7 @@ def _masked_softmax(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
     return weights.masked_fill(empty, 0.0)
 
 
-def _repeat_heads(x: Tensor, num_heads: int) -> Tensor:
+def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
     """Repeat each of H_kv heads in place, so that head h of H reads the head h // (H / H_kv)."""
     return x.repeat_interleave(num_heads // x.shape[-3], dim=-3)
 

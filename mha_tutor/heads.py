@@ -20,7 +20,7 @@ Array = TypeVar("Array", bound=_ArrayLike)
 
 
 def split_heads(x: Array, num_heads: int) -> Array:
-    """Give each head its own slice of the features.
+    """Give each head its own slice of the features, in a layer those of the projected tokens.
 
     Args:
         x: (..., L, E), a NumPy array or a torch tensor.

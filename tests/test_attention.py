@@ -553,3 +553,33 @@ def test_bad_input_to_additive_attention(change, error, message):
         args[position] = x
     with pytest.raises(error, match=message):
         additive_attention(*args)
+
+
+def _rounded_once(out, exact):
+    """Whether a bfloat16 result is the exact one to the last digit, a nearest rounding of it."""
+    return ((out.double() - exact).abs() <= exact.abs() * 2**-8 * 1.01 + 1e-5).all()
+
+
+def test_half_precision_is_rounded_once_at_the_end():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 31, 16).bfloat16().unbind()
+    q, k, v = (x.double() for x in (query, key, value))
+    assert _rounded_once(
+        scaled_dot_product_attention(query, key, value), (q @ k.mT / 4).softmax(-1) @ v
+    )
+
+
+def test_additive_attention_takes_its_softmax_and_mixture_in_float32():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 31, 5).bfloat16().unbind()
+    w_query, w_key, w_score = torch.eye(5).bfloat16(), -torch.eye(5).bfloat16(), torch.ones(5)
+    scores = torch.tanh(query[:, None] - key[None]) @ w_score.bfloat16()
+    out = additive_attention(query, key, value, w_query, w_key, w_score.bfloat16())
+    assert _rounded_once(out, scores.double().softmax(-1) @ value.double())
+
+
+def test_no_features_are_enough_where_the_scale_is_given():
+    out = scaled_dot_product_attention(
+        torch.ones(3, 0), torch.ones(2, 0), torch.tensor([[2.0], [4.0]]), scale=1.0
+    )
+    assert out.tolist() == [[3.0]] * 3

@@ -313,6 +313,24 @@ def test_flex_still_has_no_backward_on_the_cpu():
         torch.compile(flex_attention, backend="eager")(query, query, query)
 
 
+@pytest.mark.parametrize(
+    ("triton", "numpy", "refused"),
+    [("3.6.0", "2.4.6", True), ("3.6.0", "2.3.5", False), ("3.7.1", "2.4.6", False)],
+)
+def test_an_old_interpreter_beside_a_new_numpy_is_refused(monkeypatch, triton, numpy, refused):
+    from mha_tutor.backends import fused
+
+    versions = {"triton": triton, "numpy": numpy}
+    monkeypatch.setattr(fused.importlib.metadata, "version", versions.__getitem__)
+    fused._interpreter_is_too_old.cache_clear()
+    monkeypatch.setattr(fused, "_interpreted", lambda: True)
+    try:
+        reason = available_backends(CPU)["triton"]
+        assert (reason is not None and "before 3.7 does not run" in reason) == refused
+    finally:
+        fused._interpreter_is_too_old.cache_clear()
+
+
 def test_triton_is_not_offered_on_the_cpu_unless_asked_for():
     code = (
         "from mha_tutor.backends import available_backends as a; print(a('cpu')['triton']);"
@@ -327,7 +345,7 @@ def test_triton_is_not_offered_on_the_cpu_unless_asked_for():
     ]
     pytest.importorskip("triton")
     assert "set the variable TRITON_INTERPRET=1 before Python starts" in told[0][0]
-    assert told[1][0] == "None"
+    assert told[1][0] == "None" or "before 3.7 does not run" in told[1][0]
     assert told[0][1] == told[1][1] == "False"  # asking does not import it
 
 

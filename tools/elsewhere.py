@@ -73,7 +73,9 @@ def run(name: str, part: str, extra: list[str]) -> bool:
         command += ["--dist", "loadfile"] if "-n" in command else []
     # A kernel compiled for one kind of CPU answers nonsense under another, without a word.
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(LOGS / f"inductor-{name}")}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} if part == "package" else {}
+    environment["PYTHONPATH"] = str(ROOT)
+    if part == "package":
+        environment["OMP_NUM_THREADS"] = "1"
     environment |= CONFIGURATIONS[name]
     log = LOGS / f"{name}-{part}.log"
     start = time.monotonic()

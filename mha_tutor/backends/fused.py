@@ -1,5 +1,7 @@
 """The Triton kernel as a backend: when it can run, and the call."""
 
+import functools
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -26,6 +28,8 @@ def refuse_triton(call: Call) -> str | None:
             "Triton compiles for a GPU; to run it in its interpreter, which is slow, set the "
             "variable TRITON_INTERPRET=1 before Python starts"
         )
+    if call.device.type == "cpu" and _interpreter_is_too_old():
+        return "the interpreter of Triton before 3.7 does not run with NumPy 2.4 or newer"
     if call.dtype not in DTYPES:
         return f"the kernel is for float16, bfloat16 and float32, got {call.dtype}"
     if call.head_dim > MAX_HEAD_DIM:
@@ -65,3 +69,13 @@ def _interpreted() -> bool:
     if loaded is not None:
         return loaded.INTERPRETED
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _interpreter_is_too_old() -> bool:
+    """Say whether Triton takes arrays of one element for numbers where NumPy no longer does."""
+    versions = {}
+    for name in ("triton", "numpy"):
+        major, minor = importlib.metadata.version(name).split(".")[:2]
+        versions[name] = int(major), int(minor)
+    return versions["triton"] < (3, 7) and versions["numpy"] >= (2, 4)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mha_tutor.attention import scaled_dot_product_attention
+from mha_tutor.attention import masked_softmax, repeat_heads, scaled_dot_product_attention
 from mha_tutor.backends.call import Call, dense_mask
 
 __all__ = ["attend_einsum", "attend_explicit", "attend_online", "refuse_nothing"]
@@ -60,13 +60,9 @@ def attend_einsum(
     scores = torch.einsum("bngqd,bnkd->bngqk", q * scale, key.to(dtype)).flatten(1, 2)
     L, S = scores.shape[-2:]
     attn_mask = dense_mask(L, S, attn_mask, is_causal, window, query.device)
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, float("-inf"))
-    elif attn_mask is not None:
-        scores = scores + attn_mask.to(dtype)
-    empty = scores.isneginf().all(dim=-1, keepdim=True)
-    weights = scores.masked_fill(empty, 0.0).softmax(dim=-1).masked_fill(empty, 0.0)
-    weights = F.dropout(weights, dropout_p).unflatten(1, (key.shape[1], -1))
+    weights = F.dropout(masked_softmax(scores, attn_mask), dropout_p).unflatten(
+        1, (key.shape[1], -1)
+    )
     mixed = torch.einsum("bngqk,bnkd->bngqd", weights, value.to(dtype))
     return mixed.flatten(1, 2).to(query.dtype)
 
@@ -93,9 +89,7 @@ def attend_online(
         Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), algorithm 3.
     """
     if key.shape[1] != query.shape[1]:
-        key, value = (
-            x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value)
-        )
+        key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
     dtype = torch.promote_types(query.dtype, torch.float32)
     q = query.to(dtype) * scale
     rows = torch.arange(query.shape[-2], device=query.device)[:, None]

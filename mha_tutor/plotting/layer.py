@@ -57,7 +57,8 @@ def plot_layer(lit: str | Collection[str] | None = None, ax: Axes | None = None)
         True
         >>> plt.close(ax.figure)
     """
-    picture = _Picture(axes_or_new(ax, 5.0, 7.1), _to_parts(lit))
+    parts = _to_parts(lit)  # refused before a figure is opened
+    picture = _Picture(axes_or_new(ax, 5.0, 7.1), parts)
     picture.draw()
     return picture.ax
 

@@ -62,7 +62,7 @@ def test_an_answer_that_raises_is_quoted(exercise):
 
     text = repr(exercise(broken))
     assert text.startswith("✗")
-    assert "ZeroDivisionError: by nought" in text or "wrong" in text or "reject" in text
+    assert "raises ZeroDivisionError: by nought" in text
 
 
 @every
@@ -81,12 +81,13 @@ def test_answers_of_another_kind(exercise, bad):
     assert "cannot be judged" not in text
 
 
-@called
-def test_another_shape_or_dtype(exercise):
-    want = exercise.outcomes(exercise.right)[0]
-    if not isinstance(want, torch.Tensor) or want.ndim == 0:
-        return
+NUMBERS = {"blocks_to_compute", "continue_repeat", "flops", "grouped_count", "least_loss"}
+NUMBERS |= {"one_suffices", "table_bytes"}
+TENSORS = {name: one for name, one in CALLED.items() if name not in NUMBERS}
 
+
+@pytest.mark.parametrize("exercise", TENSORS.values(), ids=TENSORS)
+def test_another_shape(exercise):
     def wider(*inputs):
         return exercise.right(*inputs)[..., None, None]
 

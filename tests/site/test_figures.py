@@ -135,7 +135,7 @@ def cell(page, n, element, selector):
     return page.locator(".mha").nth(n).locator(".k").nth(element).locator(selector)
 
 
-def check_lit(page, element, n=0):
+def check_lit(page, element, n=0, stages=STAGES, memory=MEMORY):
     """All cells of one element are lit, each where NumPy has it, and no others."""
     seen = page.evaluate(SEE, n)
     boxes = {c["panel"]: c for c in seen["lit"] if c["tag"] == "i"}
@@ -143,11 +143,12 @@ def check_lit(page, element, n=0):
     if element is None:
         assert (seen["lit"], seen["readings"]) == ([], [])
         return
-    assert len(seen["lit"]) == len(boxes) + len(strips) == 2 * len(STAGES)
-    for panel, array, memory, reading in zip(PANELS, STAGES, MEMORY, seen["readings"], strict=True):
+    assert len(seen["lit"]) == len(boxes) + len(strips) == 2 * len(stages)
+    panels = PANELS[: len(stages)]
+    for panel, array, stored, reading in zip(panels, stages, memory, seen["readings"], strict=True):
         index = tuple(boxes[panel]["at"])
         assert array[index] == int(boxes[panel]["text"]) == element
-        assert memory[strips[panel]["at"]] == int(strips[panel]["text"]) == element
+        assert stored[strips[panel]["at"]] == int(strips[panel]["text"]) == element
         assert tuple(reading) == index
 
 
@@ -343,18 +344,19 @@ def test_an_entry_lights_the_two_rows_it_is_summed_from(open_page):
 
 
 @each_screen
-def test_chapter_2_lights_44_at_every_stage(browser, base, screen):
+def test_chapter_2_lights_44_in_the_right_split_and_in_the_wrong_one(browser, base, screen):
     width, height = SCREENS[screen]
     page = browser.new_page(viewport={"width": width, "height": height})
     page.goto(f"{base}/book/02_reshape_into_heads.html", wait_until="domcontentloaded")
-    check_lit(page, 44)  # at first
+    splits = {"stages": [X, HEADS, WRONG], "memory": [X.ravel()] * 3}
+    check_lit(page, 44, **splits)  # at first
     cell(page, 0, 9, "i.b").hover()
-    check_lit(page, 9)
+    check_lit(page, 9, **splits)
     cell(page, 0, 44, "i.c").hover()
-    check_lit(page, 44)
-    cell(page, 0, 9, "i.d").click()
+    check_lit(page, 44, **splits)
+    cell(page, 0, 9, "i.c").click()
     page.locator("article h1").first.hover()
-    check_lit(page, 9)
+    check_lit(page, 9, **splits)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
 

@@ -15,7 +15,10 @@ pytestmark = pytest.mark.site
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-PAGES = [TOC["root"], *(page["file"] for part in TOC["parts"] for page in part["chapters"])]
+CHAPTERS = [chapter for part in TOC["parts"] for chapter in part["chapters"]]
+PAGES = [TOC["root"]]
+for chapter in CHAPTERS:
+    PAGES += [page["file"] for page in (chapter, *chapter.get("sections", []))]
 NOTEBOOKS = [page for page in PAGES if (ROOT / f"{page}.ipynb").exists()]
 VIEWPORTS = {"desktop": (1280, 900), "phone": (390, 844)}
 
