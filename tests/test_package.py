@@ -22,7 +22,7 @@ ARROWS = {
     "benchmark": {"backends", "multihead"},
     "checks": set(),
     "cli": {"benchmark", "contract"},
-    "contract": {"attention", "heads", "masks", "multihead", "reference"},
+    "contract": {"attention", "heads", "masks", "multihead", "read", "reference"},
     "devices": set(),
     "einsum": {"figures"},
     "examples": set(),
@@ -35,7 +35,7 @@ ARROWS = {
     "multihead": {"attention", "backends", "checks", "heads"},
     "palette": set(),
     "plotting": {"palette"},
-    "read": {"palette", "reference"},
+    "read": {"reference"},
     "reference": set(),
     "testing": {"contract"},
 }

@@ -333,9 +333,13 @@ class Reading:
     def _repr_html_(self) -> str:
         return drawing.reading_html(self)
 
+    def to_html(self) -> str:
+        """Return the reading as a page of HTML, which needs nothing else."""
+        return drawing.page(self)
+
     def save(self, path: str | Path) -> None:
-        """Write the reading as one HTML file, which needs nothing else."""
-        Path(path).write_text(drawing.page(self), encoding="utf-8")
+        """Write that page to a file."""
+        Path(path).write_text(self.to_html(), encoding="utf-8")
 
     def __len__(self) -> int:
         return len(self.attentions)
