@@ -111,17 +111,23 @@ def maps_text(m: HeadMaps) -> str:
 
 
 def _cells(weights: Tensor, tokens: list[str] | None, head: int) -> str:
-    """Return one head's weights as a small picture; each cell says its number."""
+    """Return one head's weights as a small picture; with tokens, each cell says its own."""
     rows = weights[:MOST, :MOST].nan_to_num().tolist()
-    names = tokens or [str(i) for i in range(MOST)]
-    own = len(rows) == len(rows[0]) or tokens is None
-    marks = [
-        f"<rect x={j} y={i} width=1 height=1 fill-opacity={w:.3f}><title>"
-        f"{html.escape(names[i] if own and i < len(names) else str(i))} → "
-        f"{html.escape(names[j] if j < len(names) else str(j))}: {w:.3f}</title></rect>"
-        for i, row in enumerate(rows)
-        for j, w in enumerate(row)
-    ]
+    if tokens is None:
+        paths = [""] * 11
+        for i, row in enumerate(rows):
+            for j, w in enumerate(row):
+                paths[round(10 * w)] += f"M{j} {i}h1v1h-1z"
+        marks = [f"<path d='{d}' opacity={n / 10}></path>" for n, d in enumerate(paths) if n and d]
+    else:
+        names = tokens + [str(i) for i in range(len(tokens), MOST)]
+        square = len(rows) == len(rows[0])  # tokens are the queries' too
+        marks = [
+            f"<rect x={j} y={i} width=1 height=1 opacity={w:.2f}><title>"
+            f"{html.escape(f'{names[i] if square else i} → {names[j]}: {w:.2f}')}</title></rect>"
+            for i, row in enumerate(rows)
+            for j, w in enumerate(row)
+        ]
     box = f"0 0 {len(rows[0])} {len(rows)}"
     return (
         f"<figure><svg class=h{head % 4} viewBox='{box}' role=img aria-label='weights of head "

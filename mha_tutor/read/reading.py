@@ -122,15 +122,16 @@ def _before_softmax(tape: Tape, found: Found) -> tuple[Tensor, Tensor, Tensor]:
     product, scores = found.first, found.scores
     start = product.op.out
     plus = torch.zeros(()) if product.plus is None else product.plus.numbers
+    step = 2.0**-10  # so small that a soft cap does not bend it
     zero, one = (
-        run(tape, start, torch.full(start.shape, x).double() + plus, scores)
-        for x in (0.0, product.factor)
+        run(tape, start, torch.full(start.shape, x * product.factor).double() + plus, scores)
+        for x in (0.0, step)
     )
     places = number_through(tape, start, scores)
     if zero is None or one is None or places is None:
         raise NotReadError(f"{_lines(between(tape, start, scores))} cannot be followed")
     zero, one = zero.expand(scores.shape), one.expand(scores.shape)
-    factor = torch.where(zero.isfinite(), one - zero, 0.0)
+    factor = torch.where(zero.isfinite(), one - zero, 0.0) / step
     if found.softmax.name == "div":  # what a softmax by hand does between exp and the division
         power = next(op for op in scores.users if op.name == "exp").out
         above = found.softmax.inputs[0]
@@ -264,8 +265,13 @@ def read(tape: Tape, found: Found) -> Attention:
         return a
     a.prove()
     describe(tape, found, a, sides, merged)
+    odd = _odd(tape, found)
     if not a.explained:
         a.reason = _why(tape, found, a)
+    elif odd:
+        a.notes.append(
+            f"{_lines(odd)} bends larger scores; those of this call, within rounding, not."
+        )
     return a
 
 
@@ -338,10 +344,14 @@ def _axis(index: Tensor) -> str:
     return next(name for name, axis in names.items() if index.shape[axis] == 1)
 
 
+def _odd(tape: Tape, found: Found) -> list[Op]:
+    ops = between(tape, found.first.op.out, found.scores)
+    return [op for op in ops if op.name in BARRIERS | NONLINEAR or product_of(op)]
+
+
 def _why(tape: Tape, found: Found, a: Attention) -> str:
     """Say what stands in the way of computing it again."""
-    before = between(tape, found.first.op.out, found.scores)
-    odd = [op for op in before if op.name in BARRIERS | NONLINEAR or product_of(op)]
+    odd = _odd(tape, found)
     if odd:
         return f"{_lines(odd)}, between product and softmax, is no factor, bias or mask"
     after = between(tape, found.weights, found.mixed)

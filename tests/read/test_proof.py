@@ -173,3 +173,14 @@ def test_what_is_another_formula_is_found_and_not_explained(function):
     a = mha_tutor.explain_layer(function, X)[0]
     assert not a.explained
     assert "line " in a.reason, a.reason
+
+
+def test_a_cap_that_is_not_felt_is_told():
+    def capped(x):
+        q = split(x)
+        return (50 * torch.tanh(q @ q.mT / 2 / 50)).softmax(-1) @ q
+
+    a = mha_tutor.explain_layer(capped, X * 1e-3)[0]
+    assert a.explained
+    assert a.scale == pytest.approx(0.5)
+    assert "(tanh) bends larger scores" in " ".join(a.notes)
