@@ -122,16 +122,18 @@ def _before_softmax(tape: Tape, found: Found) -> tuple[Tensor, Tensor, Tensor]:
     product, scores = found.first, found.scores
     start = product.op.out
     plus = torch.zeros(()) if product.plus is None else product.plus.numbers
-    step = 2.0**-10  # so small that a soft cap does not bend it
-    zero, one = (
+    zero, small, one = (
         run(tape, start, torch.full(start.shape, x * product.factor).double() + plus, scores)
-        for x in (0.0, step)
+        for x in (0.0, 2.0**-10, 1.0)
     )
     places = number_through(tape, start, scores)
     if zero is None or one is None or places is None:
         raise NotReadError(f"{_lines(between(tape, start, scores))} cannot be followed")
-    zero, one = zero.expand(scores.shape), one.expand(scores.shape)
-    factor = torch.where(zero.isfinite(), one - zero, 0.0) / step
+    zero, small, one = (x.expand(scores.shape) for x in (zero, small, one))
+    factor, slope = one - zero, (small - zero) * 2**10  # at large scores, and at small ones
+    straight = (factor - slope).abs() <= 1e-6 * factor.abs() + 1e-9
+    factor = torch.where(straight, factor, slope)
+    factor = torch.where(zero.isfinite(), factor, 0.0)
     if found.softmax.name == "div":  # what a softmax by hand does between exp and the division
         power = next(op for op in scores.users if op.name == "exp").out
         above = found.softmax.inputs[0]
