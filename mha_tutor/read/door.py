@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mha_tutor.read.find import dropouts, find
 from mha_tutor.read.reading import combine, read
@@ -65,6 +66,8 @@ def explain_layer(
         raise TypeError(f"layer must be a module or a function, got {type(layer).__name__}")
     if not modes or set(modes) - {"eval", "train"}:
         raise ValueError(f"modes must be some of 'eval' and 'train', got {modes!r}")
+    if any(map(is_lazy, layer.parameters() if isinstance(layer, nn.Module) else ())):
+        raise ValueError("the layer has lazy parameters, which its first call makes: call it once")
     began = time.perf_counter()
     reading = Reading(_title(layer))
     module = layer if isinstance(layer, nn.Module) else None

@@ -112,8 +112,9 @@ def _next_product(weights: Value) -> tuple[Product, int] | None:
     """Find the product in which the weights are used, and which operand they are."""
     reached = set()
 
-    def onward(value: Value) -> list[Value]:
-        return [v for op in value.users if not product_of(op) for v in op.outputs if _passes(op)]
+    def onward(value: Value) -> list[Value]:  # past a product with what depends on no input
+        users = (op for op in value.users if _passes(op))
+        return [v for op in users for v in op.outputs if _other_is_fixed(op, value)]
 
     for value in search(weights, onward):
         reached.add(value)
@@ -124,9 +125,14 @@ def _next_product(weights: Value) -> tuple[Product, int] | None:
                     continue
                 mine = [v in reached for v in product.operands]
                 other = strip(product.operands[mine.index(False) if False in mine else 0])
-                if sum(mine) == 1 and other.kind != "parameter":
+                if sum(mine) == 1 and other.from_input:
                     return product, mine.index(True)
     return None
+
+
+def _other_is_fixed(op: Op, value: Value) -> bool:
+    product = product_of(op)
+    return product is None or not any(v.from_input for v in product.operands if v is not value)
 
 
 def _passes(op: Op) -> bool:

@@ -271,9 +271,7 @@ def read(tape: Tape, found: Found) -> Attention:
     if not a.explained:
         a.reason = _why(tape, found, a)
     elif odd:
-        a.notes.append(
-            f"{_lines(odd)} bends larger scores; those of this call, within rounding, not."
-        )
+        a.notes.append(f"{_lines(odd)} changes no score of this call, but could change others.")
     return a
 
 

@@ -262,6 +262,8 @@ def test_a_call_that_fails_is_shown_with_its_error():
         mha_tutor.explain_layer(IDIOMS["three lines"](S), X)
     with pytest.raises(TypeError, match="layer must be a module or a function, got int"):
         mha_tutor.explain_layer(3, X)
+    with pytest.raises(ValueError, match="lazy parameters"):
+        mha_tutor.explain_layer(nn.LazyLinear(3), X)
     with pytest.raises(ValueError, match="modes must be some of 'eval' and 'train', got"):
         mha_tutor.explain_layer(Stack(1), X, modes=("test",))
 

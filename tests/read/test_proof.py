@@ -168,7 +168,15 @@ def largest_two(x):
     return torch.where(w >= w.topk(2).values[..., -1:], w, 0.0) @ q
 
 
-@pytest.mark.parametrize("function", [soft_capped, talking_heads, weights_squared, largest_two])
+def heads_mixed_after(x):
+    q = split(x)
+    mixing = torch.full((3, 3), 0.3) + torch.eye(3)
+    return torch.einsum("hg,bgls->bhls", mixing, (q @ q.mT).softmax(-1)) @ q
+
+
+@pytest.mark.parametrize(
+    "function", [soft_capped, talking_heads, weights_squared, largest_two, heads_mixed_after]
+)
 def test_what_is_another_formula_is_found_and_not_explained(function):
     a = mha_tutor.explain_layer(function, X)[0]
     assert not a.explained
@@ -183,4 +191,4 @@ def test_a_cap_that_is_not_felt_is_told():
     a = mha_tutor.explain_layer(capped, X * 1e-3)[0]
     assert a.explained
     assert a.scale == pytest.approx(0.5)
-    assert "(tanh) bends larger scores" in " ".join(a.notes)
+    assert "(tanh) changes no score of this call" in " ".join(a.notes)
