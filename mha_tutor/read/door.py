@@ -93,6 +93,9 @@ def explain_layer(
             known = i is not None and i < len(attentions)
             (attentions[i] if known else reading).dropouts.append(dropout)
     reading.attentions = combine(attentions)
+    for a in reading.attentions:
+        if a.dropouts and all(d.mode == "train" for d in a.dropouts):
+            a.without_influence.append("the rate of dropout, in evaluation,")
     reading.seconds = time.perf_counter() - began
     return reading
 

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 SHADES = " ·░▒▓█"
 MOST = 24  # tokens that are drawn
-CHAPTERS = {"query": 6, "key": 6, "value": 6, "scores": 4, "scale": 4, "softmax": 4, "mix": 4}
-CHAPTERS |= {"mask": 5, "bias": 5, "merge": 2, "output": 6}
+CHAPTERS = {  # the page of the book that tells of a step
+    "02_reshape_into_heads": ("merge",),
+    "04_score_scale_mix": ("scores", "scale", "softmax", "mix"),
+    "05_mask_what_must_not_be_seen": ("mask", "bias"),
+    "06_assemble_multi_head_attention": ("query", "key", "value", "output"),
+}
 
 
 def verdict(a: Attention) -> str:
@@ -139,7 +143,7 @@ def heads_html(weights: Tensor, tokens: list[str] | None = None) -> str:
     """Return the weights of all heads for the first element of the batch."""
     figures = "".join(_cells(head, tokens, h) for h, head in enumerate(weights[0]))
     cut = max(weights.shape[2:]) > MOST
-    part = f"<p>The first {MOST} tokens.</p>" if cut else ""
+    part = f"<p>Rows are queries, columns keys{f'; the first {MOST}' if cut else ''}.</p>"
     return f"<div class=heads>{figures}</div>{part}"
 
 
@@ -148,8 +152,8 @@ def attention_html(a: Attention, is_open: bool = True) -> str:
     book = _book()
     rows = []
     for s in a.steps:
-        chapter = CHAPTERS.get(s.role)
-        link = f"<a href='{book}'>chapter {chapter}</a>" if chapter and book else ""
+        page = next((page for page, roles in CHAPTERS.items() if s.role in roles), "")
+        link = f"<a href='{book}book/{page}.html'>chapter {int(page[:2])}</a>" if page else ""
         place = f"{Path(s.file).name}:{s.line}" if s.line else ""
         rows.append(
             f"<tr{'' if s.explained else ' class=rerun'}><td>{html.escape(s.words)}"
@@ -159,7 +163,8 @@ def attention_html(a: Attention, is_open: bool = True) -> str:
     more = [f"dropout {d.p:g} on the {d.where}, in {d.mode}, line {d.line}" for d in a.dropouts]
     more += a.notes + [f"{item} has no influence." for item in a.without_influence]
     said = "".join(f"<li>{html.escape(x)}" for x in more)
-    heads = heads_html(a.weights) if a.explained else ""
+    heads = "<p class=rerun>In italics: run again from the record, not explained.</p>"
+    heads += heads_html(a.weights) if a.explained else ""
     name = html.escape(a.module or "the layer itself")
     return (
         f"<details{' open' * is_open}><summary><b>{name}</b> "

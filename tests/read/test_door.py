@@ -3,6 +3,7 @@
 import copy
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import mha_tutor
 from mha_tutor.read import CallError, TooLargeError
+from mha_tutor.read.drawing import CHAPTERS
 
 S = Sizes(2, 3, 5, 5, 4)
 X = torch.randn(2, 5, 12)
@@ -99,6 +101,7 @@ def test_where_dropout_acts(where):
     assert [(d.where, d.p, d.mode) for d in a.dropouts] == [(where, 0.25, "train")]
     assert a.dropouts[0].file == __file__
     assert f"dropout  0.25 on the {where}, in train" in repr(a)
+    assert "the rate of dropout, in evaluation, has no influence" in repr(a)
 
 
 def test_dropout_by_hand_is_measured():
@@ -315,6 +318,24 @@ def test_a_report_is_one_file(tmp_path):
     assert page.count("<details") == 2
     assert page.count("<svg") == 6
     assert "<script" not in mha_tutor.explain_layer(Stack(1), X)._repr_html_()
+
+
+def test_the_chapters_that_are_linked_are_there():
+    book = Path(mha_tutor.__file__).parents[1] / "book"
+    for page in CHAPTERS:
+        assert (book / f"{page}.ipynb").is_file(), page
+    assert "chapter 4</a>" in mha_tutor.explain_layer(Stack(1), X)._repr_html_()
+
+
+def test_a_compiled_module_is_read_as_the_module_it_was():
+    layer = IDIOMS["three lines"](S)
+    compiled = torch.compile(layer, backend="eager")
+    reading = mha_tutor.explain_layer(compiled, X, X, modes=("eval",))
+    assert reading[0].explained
+    assert reading.title == type(layer).__name__
+    assert "compiled" in " ".join(reading.notes)
+    outer = nn.Sequential(torch.compile(nn.TransformerEncoderLayer(12, 3, 24), backend="eager"))
+    assert mha_tutor.explain_layer(outer, X, modes=("eval",))[0].explained
 
 
 def test_time():

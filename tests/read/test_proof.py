@@ -73,6 +73,17 @@ def test_corrupting_what_was_read_breaks_the_replay(name, s):
         assert not error <= 1e3 * a.tolerance, (item, error)
 
 
+def test_what_has_no_influence_breaks_nothing():
+    torch.manual_seed(1)
+    layer = IDIOMS["three lines"](Sizes()).double()
+    x, y = torch.randn(2, 5, 12).double(), torch.randn(2, 7, 12).double()
+    a = mha_tutor.explain_layer(layer, x, y)[0]
+    assert any("key's bias" in item for item in a.without_influence)
+    one_for_all = a.key + torch.randn(1, 3, 1, 4).double()
+    assert a.replay(key=one_for_all) < 1e-14
+    assert a.replay(bias=torch.randn(2, 3, 5, 1).double()) < 1e-14
+
+
 class Mixer(nn.Module):
     """An MLP over tokens."""
 
