@@ -262,11 +262,14 @@ def read(tape: Tape, found: Found) -> Attention:
         merged = follow_on(tape, found.second.op.out)
         table = _table(rows, sides[0], merged)
         _fill(a, found, rows, table, sides, merged)
+        a.prove()
+        describe(tape, found, a, sides, merged)
     except NotReadError as reason:
         a.reason = str(reason)
         return a
-    a.prove()
-    describe(tape, found, a, sides, merged)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:  # the others may be read
+        a.explained, a.reason = False, f"reading it raised {type(error).__name__}: {error}"
+        return a
     odd = _odd(tape, found)
     if not a.explained:
         a.reason = _why(tape, found, a)
@@ -303,7 +306,7 @@ def _fill(
             setattr(a, name, a.cut(name))
 
     factor, plus = rows.factor[table], rows.plus[table]
-    hidden = plus - plus.amax().clamp(min=0) <= HIDDEN
+    hidden = plus - plus.amax(-1, keepdim=True).clamp(min=0) <= HIDDEN
     a.hidden = hidden if bool(hidden.any()) else None
     a.fill = float(plus[hidden].median()) if bool(hidden.any()) else None
     bias = plus.masked_fill(hidden, 0.0)
@@ -371,7 +374,12 @@ def combine(attentions: list[Attention]) -> list[Attention]:
         alone = a.features.output is None
         key = a if alone else (a.merged_in, a.query.shape[2:], a.value.shape[2:], a.axis)
         groups.setdefault(key, []).append(a)
-    return [_joined(group) if len(group) > 1 else group[0] for group in groups.values()]
+    joined = []
+    for group in groups.values():
+        columns = [c for a in group if a.features.output is not None for c in a.features.output]
+        apart = len(group) > 1 and len(torch.cat(columns).unique()) == sum(map(len, columns))
+        joined += [_joined(group)] if apart else group
+    return joined
 
 
 def _joined(group: list[Attention]) -> Attention:

@@ -187,6 +187,28 @@ class Stack(nn.Module):
         return x
 
 
+def test_a_loop_over_the_batch_is_not_taken_for_heads():
+    def function(q, k, v):
+        return torch.stack([(q[b] @ k[b].mT / 2).softmax(-1) @ v[b] for b in range(3)])
+
+    reading = mha_tutor.explain_layer(function, *torch.randn(3, 3, 5, 4))
+    assert [a.num_heads for a in reading] == [1, 1, 1]
+    assert all(a.explained for a in reading)
+
+
+def test_a_large_bias_hides_no_other_row():
+    bias = torch.zeros(5, 5)
+    bias[0, 0] = 500.0
+
+    def function(q, k, v):
+        return (q @ k.mT / 2 + bias).softmax(-1) @ v
+
+    a = mha_tutor.explain_layer(function, *torch.randn(3, 2, 3, 5, 4))[0]
+    assert a.explained
+    assert a.hidden[..., 0, 1:].all()
+    assert not a.hidden[..., 1:, :].any()
+
+
 def test_several_attentions_are_listed_and_opened():
     reading = mha_tutor.explain_layer(Stack(3), X)
     assert len(reading) == 3
