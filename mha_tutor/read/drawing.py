@@ -48,10 +48,11 @@ def one_line(a: Attention) -> str:
 
 def step_lines(a: Attention) -> list[str]:
     """Return the steps as text, each with the reader's own code; ~ marks what is only run again."""
-    lines = []
+    lines, last = [], ""
     for s in a.steps:
         lines.append(f"{_place(s):>10} {' ~'[not s.explained]} {s.words}{_shape(s)}")
-        lines += [f"{'':13}{s.code}"] if s.code else []
+        lines += [f"{'':13}{s.code}"] if s.code not in ("", last) else []
+        last = s.code or last
     return lines
 
 
