@@ -202,9 +202,12 @@ def _arranged(rows: Rows, others: Tensor, feature: Tensor | None = None) -> Tens
         (queries if _same_in(_kinds(rest), rows.keys_of) else batches).append(column)
     if int(head.max()) == 0:  # not put side by side: the first axis is the batch, the last queries
         if feature is None:
-            batches, queries = batches + queries[:-1], queries[-1:]
-        head = _kinds(torch.stack([head, *batches[1:]], 1))
-        batches = batches[:1]
+            one = others.shape[1] > 2 and not bool(others[:, -1].any())  # one query
+            kept = len(queries) - (not one)
+            batches, queries = batches + queries[:kept], queries[kept:]
+        alone = others.shape[1] > 2 and not bool(others[:, 0].any())  # a batch of one
+        head = _kinds(torch.stack([head, *batches[not alone :]], 1))
+        batches = [] if alone else batches[:1]
     none = torch.zeros(len(others), dtype=torch.int64)
     batch, query = (_kinds(torch.stack([none, *x], 1)) for x in (batches, queries))
     sizes = [int(x.max()) + 1 for x in (batch, head, query)]
@@ -222,7 +225,7 @@ def _table(rows: Rows, query: Moved, merged: Moved) -> Tensor:
         seen = _index(places, moved)
         if seen is not None:
             table = _arranged(rows, seen[2][:, 0], seen[1].amin(1))
-            if table is not None and (table.shape[1] > 1 or rows.axes.shape[1] < 3):
+            if table is not None and (table.shape[1] > 1 or seen[2].shape[-1] < 3):
                 return table
     table = _arranged(rows, rows.axes)
     if table is None:

@@ -289,11 +289,12 @@ class Bias(Layer):
 IDIOMS["bias by distance"] = Bias
 
 
-def rotate(t):
+def rotate(t, factor=1.0):
     n = t.shape[-1] // 2
     angle = torch.arange(t.shape[-2])[:, None] / 10 ** (torch.arange(n) / n)
+    cos, sin = factor * angle.cos(), factor * angle.sin()
     a, b = t.chunk(2, -1)
-    return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 class Rotary(Layer):
@@ -314,6 +315,29 @@ class RotaryScaledFirst(Rotary):
         return self.delta(join((rotate(q / root(q)) @ rotate(k).mT).softmax(-1) @ v))
 
 
+class RotaryAndLonger(Rotary):
+    """YaRN: the turned vectors are longer by one factor."""
+
+    def forward(self, x, y):
+        q, k, v = Layer.heads(self, x, y)
+        return self.delta(join(self.attend(1.2 * rotate(q), rotate(k) * 1.2, v)))
+
+    def truth(self, x, y):
+        t = super().truth(x, y)
+        t.scale *= 1.44
+        return t
+
+
+class Yarn(RotaryAndLonger):
+    """The factor stands in cosine and sine."""
+
+    def forward(self, x, y):
+        q, k, v = Layer.heads(self, x, y)
+        return self.delta(join(self.attend(rotate(q, 1.2), rotate(k, 1.2), v)))
+
+
+IDIOMS["rotary, longer"] = RotaryAndLonger
+IDIOMS["rotary, longer by its cosine"] = Yarn
 IDIOMS["rotary"] = Rotary
 IDIOMS["rotary, scaled before"] = RotaryScaledFirst
 

@@ -70,7 +70,9 @@ def test_an_input_that_is_written_into_is_put_back():
         x *= 2
         return F.scaled_dot_product_attention(x, x, x)
 
-    assert mha_tutor.explain_layer(function, x)[0].explained
+    reading = mha_tutor.explain_layer(function, x)
+    assert reading[0].explained
+    assert not reading.notes  # the undisturbed call got the same input
     assert torch.equal(x, X)
 
 
@@ -172,6 +174,48 @@ def test_a_query_that_may_see_nothing():
     a = mha_tutor.explain_layer(F.scaled_dot_product_attention, q, k, v, attn_mask=mask)[0]
     assert a.explained
     assert a.empty_rows == "zeros"
+
+
+def future(length, size, offset):
+    return torch.arange(size) - torch.arange(length)[:, None] > offset
+
+
+PADDING = torch.zeros(2, 1, 1, 7, dtype=torch.bool)
+PADDING[1, ..., 5:] = True
+FAR = torch.arange(7) - torch.arange(5)[:, None]
+MASKS = {
+    "causal": future(5, 7, 2),
+    "causal from the first key": future(5, 7, 0),
+    "padding": PADDING,
+    "causal + padding": future(5, 7, 2) | PADDING,
+    "causal, window of 2": future(5, 7, 2) | (FAR <= 0),
+    "window of 2 to either side": FAR.abs() > 2,
+    "other": torch.eye(5, 7, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("words", MASKS)
+def test_masks_have_names(words):
+    def function(q, k, v, hidden):
+        return (q @ k.mT).masked_fill(hidden, -1e9).softmax(-1) @ v
+
+    q, k, v = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
+    a = mha_tutor.explain_layer(function, q, k, v, hidden=MASKS[words])[0]
+    assert a.explained
+    assert a.mask_words == words
+    assert torch.equal(a.hidden, MASKS[words].expand(2, 3, 5, 7))
+
+
+def test_only_a_part_of_the_merged_heads_is_used():
+    layer = IDIOMS["torch"](S)
+
+    def first_token(x):
+        out = layer.attend(*layer.heads(x, x)).transpose(1, 2).flatten(2)
+        return layer.delta(out[:, :1])
+
+    a = mha_tutor.explain_layer(first_token, X)[0]
+    assert a.explained
+    assert a.features.output.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 class Stack(nn.Module):

@@ -84,6 +84,15 @@ def test_what_has_no_influence_breaks_nothing():
     assert a.replay(bias=torch.randn(2, 3, 5, 1).double()) < 1e-14
 
 
+def test_no_row_of_a_long_output_escapes():
+    q, k, v = torch.randn(3, 1, 4, 300, 8)
+    a = mha_tutor.explain_layer(F.scaled_dot_product_attention, q, k, v)[0]
+    assert a.explained
+    a.output[0, 2, 137] *= 1.01
+    a.prove()
+    assert not a.explained
+
+
 class Mixer(nn.Module):
     """An MLP over tokens."""
 

@@ -55,3 +55,23 @@ def test_idiom(name, s):
             bias.float() - bias.float().amax(-1, keepdim=True),
             (t.bias - t.bias.amax(-1, keepdim=True)).expand_as(bias),
         )
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 4, 5, 8), (2, 1, 5, 8), (2, 4, 1, 8), (1, 1, 1, 8), (3, 4, 5, 8)]
+)
+@pytest.mark.parametrize("kv", ["own", "one"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_functions_of_heads(shape, kv, transposed):
+    def function(q, k, v):
+        out = (q @ k.mT / 3).softmax(-1) @ v
+        return out.transpose(1, 2) if transposed else out
+
+    B, H, _, D = shape
+    heads = H if kv == "own" else 1
+    q, k, v = torch.randn(shape), torch.randn(B, heads, 7, D), torch.randn(B, heads, 7, D)
+    a = mha_tutor.explain_layer(function, q, k, v)[0]
+    assert a.explained
+    torch.testing.assert_close(a.query, q.double())
+    torch.testing.assert_close(a.key, k.double())
+    assert a.num_kv_heads == heads
