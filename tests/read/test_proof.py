@@ -194,8 +194,14 @@ def heads_mixed_after(x):
     return torch.einsum("hg,bgls->bhls", mixing, (q @ q.mT).softmax(-1)) @ q
 
 
+def weights_normed(x):
+    q = split(x)
+    return F.layer_norm((q @ q.mT).softmax(-1), (5,)) @ q
+
+
 @pytest.mark.parametrize(
-    "function", [soft_capped, talking_heads, weights_squared, largest_two, heads_mixed_after]
+    "function",
+    [soft_capped, talking_heads, weights_squared, largest_two, heads_mixed_after, weights_normed],
 )
 def test_what_is_another_formula_is_found_and_not_explained(function):
     a = mha_tutor.explain_layer(function, X)[0]
