@@ -4,6 +4,7 @@ Shapes are written with one letter an axis: B batch, H heads, L query length, S 
 E embed_dim, D head_dim. In a boolean mask, True = may attend.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 from mha_tutor.attention import (
@@ -22,6 +23,7 @@ from mha_tutor.reference import attention_loop
 
 if TYPE_CHECKING:
     from mha_tutor.contract import check
+    from mha_tutor.read import explain_layer, heads_of
 
 __version__ = "0.1.0"
 
@@ -40,10 +42,12 @@ __all__ = [
     "default_device",
     "draw",
     "explain_einsum",
+    "explain_layer",
     "follow",
     "follow_mask",
     "head_columns",
     "head_rows",
+    "heads_of",
     "merge_heads",
     "padding_mask",
     "scaled_dot_product_attention",
@@ -53,13 +57,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Load `check` when it is first asked for: who only computes need not wait for it."""
-    if name == "check":
-        from mha_tutor.contract import check
+# Loaded when first asked for: who only computes need not wait for them.
+_LATE = {
+    "check": "mha_tutor.contract",
+    "explain_layer": "mha_tutor.read",
+    "heads_of": "mha_tutor.read",
+}
 
-        globals()[name] = check
-        return check
+
+def __getattr__(name: str) -> object:
+    """Load what is loaded late."""
+    if name in _LATE:
+        globals()[name] = value = getattr(importlib.import_module(_LATE[name]), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

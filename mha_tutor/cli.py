@@ -1,4 +1,4 @@
-"""The command line: `mha-tutor check package.module:ClassOrFunction` and `mha-tutor bench`."""
+"""The command line: `mha-tutor check`, `mha-tutor explain` and `mha-tutor bench`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 __all__ = ["main"]
 
@@ -18,7 +19,9 @@ examples:
   mha-tutor check my_package.heads:split,my_package.heads:merge
   mha-tutor check my_package.masks:causal --form causal
 
-exit status: 0 everything holds, 1 something is violated, 2 it could not be checked.
+  mha-tutor explain torch.nn:TransformerEncoderLayer --kwargs d_model=12,nhead=3 --input 2x5x12
+
+exit status of check: 0 everything holds, 1 something is violated, 2 it could not be checked.
 """
 
 
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    return _check(options)
+    return {"check": _check, "explain": _explain}[options.command](options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,7 +83,50 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--seed", type=int, default=0)
     check.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds; 60")
     check.add_argument("--json", action="store_true", help="print the report as JSON")
+    explain = commands.add_parser(
+        "explain",
+        help="show the attention in a layer, a function or a model",
+        description="Record one call, in a process of its own, and show the attention in it.",
+        epilog="exit status: 0 found and explained, 1 not all explained, 2 not found, or failed",
+    )
+    explain.add_argument("layer", help="package.module:Name; a class is called with --kwargs")
+    explain.add_argument(
+        "--kwargs", default="", metavar="A=1,B=2", help="what the class is called with"
+    )
+    explain.add_argument(
+        "--input", action="append", default=[], metavar="2x5x12",
+        help="shape of an input, drawn at random; 2x8<99: integers below 99; repeat for more",
+    )  # fmt: skip
+    explain.add_argument(
+        "--call", default="", metavar="A=1,B=2", help="keyword arguments of the call"
+    )
+    explain.add_argument("--save", metavar="FILE", help="write the reading as one HTML file")
+    explain.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds; 60")
     return parser
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from mha_tutor.contract.process import explain_in_process, parse_input, parse_kwargs
+
+    try:
+        kwargs, call = parse_kwargs(options.kwargs), parse_kwargs(options.call)
+        for text in options.input:
+            parse_input(text)
+    except ValueError as error:
+        print(f"mha-tutor: {error}", file=sys.stderr)
+        return 2
+    answer = explain_in_process(options.layer, kwargs, options.input, call, options.timeout)
+    if options.save and answer["html"]:
+        Path(options.save).write_text(answer["html"], encoding="utf-8")
+    _print(answer["text"])
+    return answer["status"]
+
+
+def _print(text: object) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `… | head` has read enough; the exit status still counts
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -112,8 +158,5 @@ def _check(options: argparse.Namespace) -> int:
         },
         options.timeout,
     )
-    try:
-        print(report.to_json() if options.json else report, flush=True)
-    except BrokenPipeError:  # `… | head` has read enough; the exit status still counts
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _print(report.to_json() if options.json else report)
     return report.exit_status

@@ -113,3 +113,38 @@ def test_a_reader_that_stops_reading_gets_no_traceback():
         said = process.stderr.read()
     assert process.returncode == 1
     assert said == ""
+
+
+def test_explain_reads_a_layer_and_saves_the_report(capsys, tmp_path):
+    report = tmp_path / "report.html"
+    layer = ["torch.nn:TransformerEncoderLayer", "--kwargs", "d_model=12,nhead=3,batch_first=True"]
+    status = main(["explain", *layer, "--input", "2x5x12", "--save", str(report)])
+    said = capsys.readouterr().out
+    assert status == 0, said
+    assert "TransformerEncoderLayer: one attention" in said
+    assert "self_attn" in said
+    assert "÷ 2 = √4 = √head_dim" in said
+    assert report.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.usefixtures("_candidates")
+def test_explain_says_what_it_could_not_do(capsys):
+    qkv = ["--input", "1x2x3x4"] * 3
+    for line, status, words in (
+        (["some_candidates:wrong", *qkv], 0, "no factor; the book divides by √head_dim = 2"),
+        (
+            ["torch.nn:Linear", "--kwargs", "in_features=4,out_features=4", *qkv[:2]],
+            2,
+            "no attention",
+        ),
+        (["some_candidates:Hidden", *qkv[:2]], 2, "raises RuntimeError"),
+        (["some_candidates:dies", *qkv], 2, "its process ended with status 7"),
+        (["some_candidates:sleeps", *qkv, "--timeout", "5"], 2, "within 5 s"),
+        (["some_candidates:nothing", *qkv], 2, "has no nothing"),
+    ):
+        assert main(["explain", *line]) == status, line
+        assert words in capsys.readouterr().out
+    assert main(["explain", "some_candidates:wrong", "--input", "2,3"]) == 2
+    assert "must be written 2x5x12" in capsys.readouterr().err
+    assert main(["explain", "some_candidates:Hidden", "--call", "3"]) == 2
+    assert "must be written name=value" in capsys.readouterr().err

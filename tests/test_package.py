@@ -22,7 +22,7 @@ ARROWS = {
     "benchmark": {"backends", "multihead"},
     "checks": set(),
     "cli": {"benchmark", "contract"},
-    "contract": {"attention", "heads", "masks", "multihead", "reference"},
+    "contract": {"attention", "heads", "masks", "multihead", "read", "reference"},
     "devices": set(),
     "einsum": {"figures"},
     "examples": set(),
@@ -35,6 +35,7 @@ ARROWS = {
     "multihead": {"attention", "backends", "checks", "heads"},
     "palette": set(),
     "plotting": {"palette"},
+    "read": {"reference"},
     "reference": set(),
     "testing": {"contract"},
 }
@@ -105,7 +106,8 @@ def test_import_brings_in_nothing_heavy_but_torch():
     assert "mha_tutor.attention" in loaded
     heavy = {"matplotlib", "triton", "sklearn", "tqdm", "IPython", "pandas", "scipy"}
     assert not heavy & {name.split(".")[0] for name in loaded}
-    late = {"contract", "exercises", "experiments", "plotting", "examples", "benchmark", "testing"}
+    late = {"contract", "exercises", "experiments", "plotting", "examples", "benchmark", "read"}
+    late |= {"testing"}
     assert not late & {name.split(".")[1] for name in loaded if name.startswith("mha_tutor.")}
 
 

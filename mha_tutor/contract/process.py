@@ -1,7 +1,7 @@
-"""Check a candidate in a process of its own, so that nothing it does harms the one that asks.
+"""Check or read a candidate in a process of its own, so that nothing it does harms who asks.
 
 The parent starts `python -m mha_tutor.contract.process`, waits no longer than it was told, and
-reads the report from a file: what the candidate prints goes nowhere.
+reads the answer from a file: what the candidate prints goes nowhere.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 
 from mha_tutor.contract.report import Report
 
-__all__ = ["check_in_process", "load", "parse_kwargs"]
+__all__ = ["check_in_process", "explain_in_process", "load", "parse_kwargs"]
 
 GRACE = 2.0  # seconds for the child to write what it has
 
@@ -40,10 +41,42 @@ def check_in_process(target: str, options: dict[str, Any], timeout: float) -> Re
     Returns:
         The report; with a reason where the candidate could not be loaded, crashed or hung.
     """
+    job = {"task": "check", "target": target, "options": options, "timeout": timeout}
+    answer, reason = _in_process(job, timeout)
+    if answer is not None:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return Report.from_json(answer)
+    return Report(target, options.get("form") or "?", reason=reason)
+
+
+def explain_in_process(
+    target: str, kwargs: dict[str, Any], inputs: Sequence[str], call: dict[str, Any], timeout: float
+) -> dict[str, Any]:
+    """Read the attention in what `target` names, from outside.
+
+    Args:
+        target: "package.module:name".
+        kwargs: for a class to be called with.
+        inputs: what it is then called with, as `parse_input` reads it.
+        call: keyword arguments of that call.
+        timeout: seconds after which the process is ended.
+
+    Returns:
+        "text" and "html" of the reading and its "status": 0 if attention was found and explained,
+        1 if some was not explained, 2 if none was found or the call failed.
+    """
+    job = {"task": "explain", "target": target, "kwargs": kwargs, "inputs": inputs, "call": call}
+    answer, reason = _in_process(job, timeout)
+    if answer is not None:
+        with contextlib.suppress(ValueError):
+            return json.loads(answer)
+    return {"text": f"{target}: {reason}", "html": "", "status": 2}
+
+
+def _in_process(job: dict[str, Any], timeout: float) -> tuple[str | None, str]:
+    """Return what the child answers to a job, or None and the reason why it does not."""
     with tempfile.TemporaryDirectory(prefix="mha-tutor-") as folder:
-        answer = Path(folder) / "report.json"
-        job = json.dumps({"target": target, "options": options, "timeout": timeout})
-        errors = Path(folder) / "errors.txt"
+        answer, errors = Path(folder) / "answer.json", Path(folder) / "errors.txt"
         with errors.open("wb") as sink:
             child = subprocess.Popen(
                 [sys.executable, "-m", "mha_tutor.contract.process", str(answer)],
@@ -54,21 +87,18 @@ def check_in_process(target: str, options: dict[str, Any], timeout: float) -> Re
             )
             late = False
             try:
-                child.communicate(job.encode(), timeout=timeout + GRACE)
+                child.communicate(json.dumps(job).encode(), timeout=timeout + GRACE)
             except subprocess.TimeoutExpired:
                 late = True
             finally:
                 _end(child)
-        if answer.exists():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                return Report.from_json(answer.read_text(encoding="utf-8"))
         if late:
             reason = f"it did not come to an end within {timeout:g} s and was stopped"
         else:
             reason = f"its process ended {_how(child.returncode)}, before there was a report"
             last = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             reason += f": {last[-1][:200]}" if last else ""
-        return Report(target, options.get("form") or "?", reason=reason)
+        return (answer.read_text(encoding="utf-8") if answer.exists() else None), reason
 
 
 def _end(child: subprocess.Popen) -> None:
@@ -153,29 +183,64 @@ def parse_kwargs(text: str) -> dict[str, Any]:
         raise ValueError(f"kwargs must be written name=value,name=value, got {text!r}") from None
 
 
+def parse_input(text: str) -> Any:
+    """Make a tensor of random numbers of a shape like "2x5x12", or of integers: "2x8<99".
+
+    Raises:
+        ValueError: it is written in another way.
+
+    Example:
+        >>> parse_input("2x5x12").shape, parse_input("2x8<99").dtype
+        (torch.Size([2, 5, 12]), torch.int64)
+    """
+    import torch
+
+    found = re.fullmatch(r"(\d+(?:x\d+)*)(?:<([1-9]\d*))?", text)
+    if found is None:
+        raise ValueError(f"an input must be written 2x5x12, or 2x8<99 for integers, got {text!r}")
+    shape = [int(n) for n in found[1].split("x")]
+    return torch.randint(int(found[2]), shape) if found[2] else torch.randn(shape)
+
+
 def _main(arguments: Sequence[str]) -> None:
-    """Run in the child: read the job, check, leave the report."""
+    """Run in the child: read the job, do it, leave the answer."""
     answer = Path(arguments[0])
     job = json.load(sys.stdin)
     sys.path.insert(0, os.getcwd())
+    draft = answer.with_suffix(".draft")
+    draft.write_text({"check": _check, "explain": _explain}[job["task"]](job), encoding="utf-8")
+    draft.replace(answer)
+    os._exit(0)  # threads and exit handlers of the candidate have no say
+
+
+def _check(job: dict[str, Any]) -> str:
     options = job["options"]
     kwargs = options.pop("kwargs", {})
     form = options.get("form") or "?"
     try:
         candidate = load(job["target"], kwargs)
-    except ValueError as error:
-        report = Report(job["target"], form, reason=str(error))
-    else:
         from mha_tutor.contract.door import check  # after the candidate: torch may be slow
 
-        try:
-            report = check(candidate, timeout=job["timeout"], **options)
-        except (ValueError, TypeError) as error:
-            report = Report(job["target"], form, reason=str(error))
-    draft = answer.with_suffix(".draft")
-    draft.write_text(report.to_json(), encoding="utf-8")
-    draft.replace(answer)
-    os._exit(0)  # threads and exit handlers of the candidate have no say
+        report = check(candidate, timeout=job["timeout"], **options)
+    except (ValueError, TypeError) as error:
+        report = Report(job["target"], form, reason=str(error))
+    return report.to_json()
+
+
+def _explain(job: dict[str, Any]) -> str:
+    try:
+        layer = load(job["target"], job["kwargs"])
+        import torch
+
+        from mha_tutor.read import explain_layer
+
+        torch.manual_seed(0)
+        reading = explain_layer(layer, *map(parse_input, job["inputs"]), **job["call"])
+    except (ValueError, TypeError) as error:
+        return json.dumps({"text": f"{job['target']}: {error}", "html": "", "status": 2})
+    explained = all(a.explained for a in reading)
+    status = (0 if explained else 1) if len(reading) else 2
+    return json.dumps({"text": str(reading), "html": reading.to_html(), "status": status})
 
 
 if __name__ == "__main__":
